@@ -1,0 +1,24 @@
+//! The vision transformer that every task shares.
+
+use candle_core::Tensor;
+
+use crate::dispatch::KeptStats;
+
+/// What the backbone hands to a head.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// The tapped blocks' patch tokens as maps `[B·T, C, h, w]`; dense: skipped tokens are in their places.
+    pub maps: Vec<Tensor>,
+    /// The last block's tokens after the final norm, `[B·T, prefix + P, C]`.
+    pub tokens: Tensor,
+    /// Rows and columns of patches.
+    pub grid: (usize, usize),
+    /// Class and register tokens before the patches.
+    pub prefix: usize,
+    /// Frames per clip (1 for images).
+    pub frames: usize,
+    /// Pixels between neighbouring patches.
+    pub stride_px: f32,
+    /// Who worked where.
+    pub kept: KeptStats,
+}

@@ -1,0 +1,75 @@
+//! The command `rescatter`.
+
+mod bench;
+mod data;
+mod eval;
+mod flops;
+mod predict;
+mod score;
+mod train;
+mod verify;
+mod weights;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Segment, detect and read video with vision transformers that skip unimportant tokens.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train the model of a config.
+    Train(train::Args),
+    /// Evaluate a run, or a config with its weights.
+    Eval(eval::Args),
+    /// Predict on images and draw the results.
+    Predict(predict::Args),
+    /// Time the dense model beside the skipping one.
+    Bench(bench::Args),
+    /// Count the multiply-adds of a config.
+    Flops(flops::Args),
+    /// Check, browse or make data sets.
+    Data(data::Args),
+    /// Inspect, convert, export and list checkpoints.
+    Weights(weights::Args),
+    /// Score predictions that any model wrote.
+    Score(score::Args),
+    /// Run reference files and print the largest errors.
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RESCATTER_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().with_target(false).init();
+    let result = match Cli::parse().command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Predict(args) => predict::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Flops(args) => flops::run(args),
+        Command::Data(args) => data::run(args),
+        Command::Weights(args) => weights::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Verify(args) => verify::run(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let hint = error.chain().find_map(|cause| cause.downcast_ref::<rescatter::Error>()?.hint());
+            if let Some(hint) = hint {
+                eprintln!("\nhint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
