@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub mod load;
+mod overrides;
+mod validate;
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -455,7 +457,13 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { lr: 1e-3, weight_decay: 0.05, betas: [0.9, 0.999], eps: 1e-8, groups: GroupConfig::default() }
+        Self {
+            lr: 1e-3,
+            weight_decay: 0.05,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            groups: GroupConfig::default(),
+        }
     }
 }
 

@@ -116,7 +116,12 @@ pub trait Head {
     ///
     /// # Errors
     /// If features and targets do not fit together.
-    fn losses(&self, features: &Features, targets: &[Self::Target], ctx: &StepContext) -> Result<Losses>;
+    fn losses(
+        &self,
+        features: &Features,
+        targets: &[Self::Target],
+        ctx: &StepContext,
+    ) -> Result<Losses>;
 
     /// One prediction per image, without gradients.
     ///

@@ -91,7 +91,11 @@ impl ParamStore {
 
     /// The parameters of one role in the order of their names.
     pub fn with_role(&self, role: Role) -> Vec<(String, Var)> {
-        self.lock().iter().filter(|(_, p)| p.role == role).map(|(n, p)| (n.clone(), p.var.clone())).collect()
+        self.lock()
+            .iter()
+            .filter(|(_, p)| p.role == role)
+            .map(|(n, p)| (n.clone(), p.var.clone()))
+            .collect()
     }
 
     /// How many numbers the optimizer may change.
@@ -106,7 +110,11 @@ impl ParamStore {
     pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
         let Some(param) = self.get(name) else { bail!("the model has no parameter `{name}`") };
         if param.var.shape() != value.shape() {
-            bail!("`{name}` has shape {:?} in the model and {:?} in the file", param.var.dims(), value.dims());
+            bail!(
+                "`{name}` has shape {:?} in the model and {:?} in the file",
+                param.var.dims(),
+                value.dims()
+            );
         }
         param.var.set(&value.to_dtype(self.dtype)?.to_device(&self.device)?.contiguous()?)
     }
@@ -127,7 +135,11 @@ pub struct Scope<'a> {
 impl<'a> Scope<'a> {
     /// The scope `name` below this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        let prefix = if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        };
         Self { prefix, ..self.clone() }
     }
 
@@ -170,13 +182,18 @@ impl<'a> Scope<'a> {
         let full = self.pp(name).prefix;
         if let Some(known) = self.store.get(&full) {
             if known.var.shape() != &shape {
-                bail!("`{full}` is wanted as {:?} but exists as {:?}", shape.dims(), known.var.dims());
+                bail!(
+                    "`{full}` is wanted as {:?} but exists as {:?}",
+                    shape.dims(),
+                    known.var.dims()
+                );
             }
             return Ok(known.var);
         }
         let mut stream = self.store.rng.stream(Purpose::Init, name_hash(&full), 0);
         let values = initial_values(init, &shape, &mut stream);
-        let tensor = Tensor::from_vec(values, shape, &self.store.device)?.to_dtype(self.store.dtype)?;
+        let tensor =
+            Tensor::from_vec(values, shape, &self.store.device)?.to_dtype(self.store.dtype)?;
         let var = Var::from_tensor(&tensor)?;
         self.store.lock().insert(full, Param { var: var.clone(), role });
         Ok(var)
@@ -204,7 +221,9 @@ fn initial_values(init: Init, shape: &Shape, stream: &mut Stream) -> Vec<f32> {
 
 /// FNV-1a: the initial values of a parameter depend on its name, not on the order of construction.
 fn name_hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -230,8 +249,18 @@ mod tests {
     fn initial_values_depend_on_the_name_alone() -> Result<()> {
         let (one, two) = (store(), store());
         two.root().param("other", 5, Init::Normal(1.0))?;
-        let a = one.root().pp("x").param("w", (4, 4), Init::Normal(1.0))?.flatten_all()?.to_vec1::<f32>()?;
-        let b = two.root().pp("x").param("w", (4, 4), Init::Normal(1.0))?.flatten_all()?.to_vec1::<f32>()?;
+        let a = one
+            .root()
+            .pp("x")
+            .param("w", (4, 4), Init::Normal(1.0))?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        let b = two
+            .root()
+            .pp("x")
+            .param("w", (4, 4), Init::Normal(1.0))?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
         assert_eq!(a, b);
         Ok(())
     }

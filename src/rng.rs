@@ -48,7 +48,12 @@ impl Rng {
     pub fn stream(&self, purpose: Purpose, sample: u64, layer: u16) -> Stream {
         Stream {
             key: [self.seed as u32, (self.seed >> 32) as u32],
-            counter: [0, u32::from(purpose as u16) << 16 | u32::from(layer), sample as u32, (sample >> 32) as u32],
+            counter: [
+                0,
+                u32::from(purpose as u16) << 16 | u32::from(layer),
+                sample as u32,
+                (sample >> 32) as u32,
+            ],
             block: [0; 4],
             used: 4,
         }
@@ -136,7 +141,12 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let a = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
         let b = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
-        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
@@ -150,7 +160,10 @@ mod tests {
     fn philox_gives_the_published_vectors() {
         // Known answers of Random123's kat_vectors for philox4x32-10.
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
     }
 
     #[test]
@@ -174,6 +187,9 @@ mod tests {
         assert!(mean.abs() < 0.02 && (var - 1.0).abs() < 0.03, "mean {mean}, variance {var}");
         // A standard logistic variable has variance π²/3.
         let logistic = (0..n).map(|_| stream.gumbel_difference().powi(2)).sum::<f64>() / n as f64;
-        assert!((logistic - std::f64::consts::PI.powi(2) / 3.0).abs() < 0.12, "variance {logistic}");
+        assert!(
+            (logistic - std::f64::consts::PI.powi(2) / 3.0).abs() < 0.12,
+            "variance {logistic}"
+        );
     }
 }

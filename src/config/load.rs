@@ -1,1 +1,270 @@
-//! Reading a config: text → typed value, with file, line and the nearest known key in every error.
+//! Reading and writing a config: text → typed value, with file, line and the nearest known key in every error.
+//!
+//! Enums are one-key maps (`adamw: { … }`), for both directions, so errors keep their line. The text is parsed once as it
+//! stands, which is what errors with a line number come from; overrides then change the untyped value, which is typed
+//! again, and an error there names the override.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_yaml::Value;
+use serde_yaml::with::singleton_map_recursive;
+
+use super::{Config, overrides, validate};
+use crate::{Error, Result};
+
+/// The config in the file `path` with `key.path=value` `overrides` applied, checked by [`validate::check`].
+///
+/// Relative paths inside it stay as they are: relative to the working directory.
+///
+/// # Errors
+/// If the file cannot be read or a key, a value or an override is wrong; the message says where.
+pub fn load<H: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<Config<H>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    parse(&text, path, overrides)
+}
+
+/// As [`load`], from `text`; `path` only serves the messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse<H: DeserializeOwned>(
+    text: &str,
+    path: &Path,
+    overrides: &[String],
+) -> Result<Config<H>> {
+    let mut config: Config<H> =
+        singleton_map_recursive::deserialize(serde_yaml::Deserializer::from_str(text))
+            .map_err(|e| located(path, &e))?;
+    if !overrides.is_empty() {
+        let value: Value = serde_yaml::from_str(text).map_err(|e| located(path, &e))?;
+        config = overrides::apply(value, overrides)?;
+    }
+    validate::check(&config).map_err(|reason| Error::file(path, reason))?;
+    Ok(config)
+}
+
+/// The config as YAML that [`load`] reads back identically.
+///
+/// # Errors
+/// If the head's section has no YAML form.
+pub fn to_yaml<H: Serialize>(config: &Config<H>) -> Result<String> {
+    let mut bytes = Vec::new();
+    let mut serializer = serde_yaml::Serializer::new(&mut bytes);
+    singleton_map_recursive::serialize(config, &mut serializer).map_err(Error::usage)?;
+    String::from_utf8(bytes).map_err(Error::usage)
+}
+
+fn located(path: &Path, error: &serde_yaml::Error) -> Error {
+    let (reason, hint) = explain(error);
+    let error = match error.location() {
+        Some(at) => {
+            Error::file(path, format!("line {}, column {}: {reason}", at.line(), at.column()))
+        }
+        None => Error::file(path, reason),
+    };
+    match hint {
+        Some(hint) => error.with_hint(hint),
+        None => error,
+    }
+}
+
+/// What is wrong and what would be right, from one of serde's messages.
+pub(super) fn explain(error: &serde_yaml::Error) -> (String, Option<String>) {
+    let text = error.to_string();
+    let text = match error.location() {
+        Some(at) => text.replace(&format!(" at line {} column {}", at.line(), at.column()), ""),
+        None => text,
+    };
+    for (what, noun) in [("unknown field `", "key"), ("unknown variant `", "value")] {
+        let Some(start) = text.find(what) else { continue };
+        // serde_yaml puts the path of the enclosing map before the message: `head.upernet: unknown field …`.
+        let place = text[..start].trim_end_matches(": ");
+        let Some((name, rest)) = text[start + what.len()..].split_once('`') else { continue };
+        let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+        let within = if place.is_empty() { String::new() } else { format!(" in `{place}`") };
+        let nearest = match nearest(name, &known) {
+            Some(best) => format!("; the nearest known {noun} is `{best}`"),
+            None => String::new(),
+        };
+        let hint = (!known.is_empty()).then(|| format!("known here: {}", known.join(", ")));
+        return (format!("unknown {noun} `{name}`{within}{nearest}"), hint);
+    }
+    (text, None)
+}
+
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let score = |candidate: &str| strsim::normalized_damerau_levenshtein(name, candidate);
+    known.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::config::{EvalMode, Inference, OptimizerConfig, Variant};
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Head {
+        Linear(Linear),
+        Deep(Deep),
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Linear {
+        tap: usize,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Deep {
+        taps: Vec<usize>,
+        aux: Option<Linear>,
+    }
+
+    const TEXT: &str = "\
+task: segmentation
+backbone:
+  arch: vit_s
+  patch_size: 14
+  pos_embed_grid: [37, 37]
+dispatch: { variant: mlp, inference: { calibrated: 0.5 } }
+head:
+  deep: { taps: [3, 5], aux: { tap: 1 } }
+data:
+  train:
+    ade20k: { images: a, labels: b, classes: [x, y], label_map: { 11: 255 } }
+    transforms:
+      - resize: { size: [512, 512], ratio_range: [0.5, 2.0] }
+      - random_crop: { size: [252, 252], cat_max_ratio: 0.75 }
+      - normalize: {}
+  val:
+    ade20k: { images: a, labels: b, classes: names.txt }
+    transforms: [{ normalize: {} }]
+optimizer: { adamw: { lr: 1e-3 } }
+train: { iterations: 10, batch_size: 2 }
+eval: { mode: { slide: { crop: 512, stride: 341 } } }
+";
+
+    fn with(overrides: &[&str]) -> Result<Config<Head>> {
+        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_string()).collect();
+        parse(TEXT, Path::new("c.yaml"), &overrides)
+    }
+
+    fn message(result: Result<Config<Head>>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_saved_config_reads_back_identically() -> Result<()> {
+        let config = with(&[])?;
+        assert_eq!(parse::<Head>(&to_yaml(&config)?, Path::new("saved"), &[])?, config);
+        Ok(())
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place_and_the_nearest_one() {
+        let wrong = TEXT.replace("patch_size", "patch_sise");
+        assert_eq!(
+            parse::<Head>(&wrong, Path::new("c.yaml"), &[]).unwrap_err().to_string(),
+            "c.yaml: line 4, column 3: unknown key `patch_sise` in `backbone`; the nearest known key is `patch_size`"
+        );
+        let wrong = TEXT.replace("iterations", "iteration");
+        let text = parse::<Head>(&wrong, Path::new("c.yaml"), &[]).unwrap_err().to_string();
+        assert!(text.contains("line 20, column 10: unknown key `iteration` in `train`"), "{text}");
+        let wrong = TEXT.replace("ratio_range", "ratio_rang");
+        let text = parse::<Head>(&wrong, Path::new("c.yaml"), &[]).unwrap_err().to_string();
+        assert!(text.contains("line 13") && text.contains("is `ratio_range`"), "{text}");
+        let wrong = TEXT.replace("variant: mlp", "variant: mpl");
+        let text = parse::<Head>(&wrong, Path::new("c.yaml"), &[]).unwrap_err().to_string();
+        assert!(
+            text.contains("line 6")
+                && text.contains("unknown value `mpl`")
+                && text.contains("is `mlp`"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn overrides_set_values_and_switch_variants() -> Result<()> {
+        let config = with(&[
+            "dispatch.variant=none",
+            "dispatch.inference=threshold",
+            "data.val.ade20k.images=../other",
+            "data.train.ade20k.label_map.12=0",
+            "data.train.transforms.0.resize.ratio_range=[1.0, 1.5]",
+            "optimizer.sgd.lr=5e-2",
+            "optimizer.sgd.momentum=0.5",
+            "head.linear.tap=7",
+            "eval.mode=whole",
+            "loss.rate=3",
+            "train.clip_norm=1",
+        ])?;
+        assert_eq!(config.dispatch.variant, Variant::None);
+        assert_eq!(config.dispatch.inference, Inference::Threshold);
+        assert_eq!(config.head, Head::Linear(Linear { tap: 7 }));
+        assert_eq!(config.eval.mode, EvalMode::Whole);
+        assert_eq!(config.loss.rate, 3.0);
+        assert_eq!(config.train.clip_norm, Some(1.0));
+        let OptimizerConfig::Sgd(sgd) = config.optimizer else {
+            panic!("the optimizer did not change")
+        };
+        assert_eq!((sgd.lr, sgd.momentum), (0.05, 0.5));
+        let train = config.data.train.ade20k.unwrap();
+        assert_eq!(train.label_map, [(11, 255), (12, 0)].into());
+        assert_eq!(config.data.val.ade20k.unwrap().images, Path::new("../other"));
+        Ok(())
+    }
+
+    #[test]
+    fn overrides_that_only_fit_together_are_accepted() -> Result<()> {
+        let config = with(&["dispatch.noise.until=0.7", "dispatch.noise.anneal_to=0.0"])?;
+        assert_eq!(config.dispatch.noise.map(|n| n.until), Some(0.7));
+        Ok(())
+    }
+
+    #[test]
+    fn an_error_in_an_override_names_it() {
+        let text = message(with(&["loss.rate=1", "head.deep.tap=4"]));
+        assert!(text.starts_with("in the override `head.deep.tap=4`: unknown key `tap`"), "{text}");
+        assert!(
+            message(with(&["train.iterations=many"]))
+                .contains("`train.iterations=many`: invalid type")
+        );
+        assert!(
+            message(with(&["train.iterations"]))
+                .contains("`train.iterations`: expected `key.path=value`")
+        );
+        assert!(
+            message(with(&["data.train.transforms.9.resize={}"]))
+                .contains("the list has 3 entries")
+        );
+        assert!(message(with(&["device.x.y=1"])).contains("`device.x.y=1`"));
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        let case = |o: &str, key: &str| {
+            let text = message(with(&[o]));
+            assert!(text.contains(key), "{text}");
+        };
+        case("train.iterations=0", "`train.iterations`");
+        case("train.batch_size=0", "`train.batch_size`");
+        case("dispatch.target_rate=1.5", "`dispatch.target_rate`");
+        case("dispatch.inference.top_k=1.5", "`dispatch.inference`");
+        case("data.train.coco_stuff={images: a, labels: b, classes: []}", "`data.train`");
+        case("data.val.ade20k=null", "`data.val`");
+        case(
+            "data.train.transforms.1.random_crop.size=[0, 4]",
+            "`data.train.transforms.1.random_crop.size`",
+        );
+        case("backbone.num_heads=7", "`backbone.num_heads`");
+        case("eval.scales=[]", "`eval.scales`");
+        case("optimizer.adamw.betas=[0.9, 1.0]", "`optimizer.adamw.betas`");
+        case("device=cuda", "`device`");
+    }
+}

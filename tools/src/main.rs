@@ -48,8 +48,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("RESCATTER_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().with_target(false).init();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RESCATTER_LOG")
+        .unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
@@ -65,7 +71,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let hint = error.chain().find_map(|cause| cause.downcast_ref::<rescatter::Error>()?.hint());
+            let hint =
+                error.chain().find_map(|cause| cause.downcast_ref::<rescatter::Error>()?.hint());
             if let Some(hint) = hint {
                 eprintln!("\nhint: {hint}");
             }

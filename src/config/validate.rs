@@ -1,0 +1,262 @@
+//! Ranges and combinations that the types cannot express; every message names its key.
+
+use super::{
+    AdamWConfig, Arch, BackboneConfig, Config, DispatchConfig, EvalConfig, EvalMode, GroupConfig,
+    Inference, OptimizerConfig, ScheduleConfig, SplitConfig, TrainConfig, TransformConfig,
+};
+
+type Check = std::result::Result<(), String>;
+
+/// Whether the values of `config` make sense; the error is one sentence that names the key.
+pub(super) fn check<H>(config: &Config<H>) -> Check {
+    device(&config.device)?;
+    backbone(&config.backbone)?;
+    dispatch(&config.dispatch)?;
+    if let Some(adapter) = &config.tuning.adapter {
+        require(adapter.bottleneck > 0, "tuning.adapter.bottleneck", "must be at least 1")?;
+        require(adapter.experts > 0, "tuning.adapter.experts", "must be at least 1")?;
+        share(adapter.dropout, "tuning.adapter.dropout")?;
+    }
+    split(&config.data.train, "data.train")?;
+    split(&config.data.val, "data.val")?;
+    for (value, key) in [
+        (config.loss.rate, "rate"),
+        (config.loss.complete, "complete"),
+        (config.loss.distill, "distill"),
+    ] {
+        require(value >= 0.0 && value.is_finite(), &format!("loss.{key}"), "must be at least 0")?;
+    }
+    optimizer(&config.optimizer)?;
+    schedule(&config.schedule)?;
+    train(&config.train)?;
+    eval(&config.eval)
+}
+
+fn require(holds: bool, key: &str, rule: &str) -> Check {
+    if holds { Ok(()) } else { Err(format!("`{key}` {rule}")) }
+}
+
+fn share(value: f64, key: &str) -> Check {
+    require((0.0..=1.0).contains(&value), key, "must be between 0 and 1")
+}
+
+/// In (0, ∞).
+fn positive(value: f64, key: &str) -> Check {
+    require(value > 0.0 && value.is_finite(), key, "must be positive")
+}
+
+fn device(name: &str) -> Check {
+    let cuda = name.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
+    require(
+        cuda || name == "auto" || name == "cpu",
+        "device",
+        &format!("is `{name}`; it may be auto, cpu or cuda:N"),
+    )
+}
+
+fn backbone(config: &BackboneConfig) -> Check {
+    let heads = config.num_heads.or(config.arch.map(|arch| match arch {
+        Arch::VitTi => 3,
+        Arch::VitS => 6,
+        Arch::VitB => 12,
+        Arch::VitL | Arch::VitH => 16,
+    }));
+    let width = config.embed_dim.or(config.arch.map(|arch| match arch {
+        Arch::VitTi => 192,
+        Arch::VitS => 384,
+        Arch::VitB => 768,
+        Arch::VitL => 1024,
+        Arch::VitH => 1280,
+    }));
+    let rule = "is needed where `backbone.arch` is not given";
+    let (Some(width), Some(heads)) = (width, heads) else {
+        return Err(format!(
+            "`backbone.{}` {rule}",
+            if width.is_none() { "embed_dim" } else { "num_heads" }
+        ));
+    };
+    require(config.arch.is_some() || config.depth.is_some(), "backbone.depth", rule)?;
+    require(config.depth != Some(0), "backbone.depth", "must be at least 1")?;
+    require(width > 0, "backbone.embed_dim", "must be at least 1")?;
+    let divides = heads > 0 && width.is_multiple_of(heads);
+    require(
+        divides,
+        "backbone.num_heads",
+        &format!("is {heads}, which does not divide the width {width}"),
+    )?;
+    if let Some(ratio) = config.mlp_ratio {
+        positive(ratio, "backbone.mlp_ratio")?;
+    }
+    require(config.patch_size > 0, "backbone.patch_size", "must be at least 1")?;
+    require(
+        config.pos_embed_grid.iter().all(|&n| n > 0),
+        "backbone.pos_embed_grid",
+        "must be at least 1 × 1",
+    )?;
+    require((0.0..1.0).contains(&config.drop_path), "backbone.drop_path", "must be in [0, 1)")
+}
+
+fn dispatch(config: &DispatchConfig) -> Check {
+    share(config.target_rate, "dispatch.target_rate")?;
+    positive(config.tau, "dispatch.tau")?;
+    match config.inference {
+        Inference::Threshold => {}
+        Inference::TopK(q) | Inference::Calibrated(q) => share(q, "dispatch.inference")?,
+    }
+    if let Some(noise) = config.noise {
+        share(noise.anneal_to, "dispatch.noise.anneal_to")?;
+        share(noise.until, "dispatch.noise.until")?;
+        positive(noise.until, "dispatch.noise.until")?;
+    }
+    Ok(())
+}
+
+fn split(config: &SplitConfig, key: &str) -> Check {
+    let readers = [
+        config.ade20k.is_some(),
+        config.coco_stuff.is_some(),
+        config.image_folder.is_some(),
+        config.concat.is_some(),
+    ];
+    let count = readers.into_iter().filter(|given| *given).count();
+    require(
+        count == 1,
+        key,
+        &format!(
+            "needs exactly one reader (ade20k, coco_stuff, image_folder, concat), got {count}"
+        ),
+    )?;
+    if let Some(parts) = &config.concat {
+        require(!parts.is_empty(), &format!("{key}.concat"), "must not be empty")?;
+        for (i, part) in parts.iter().enumerate() {
+            split(part, &format!("{key}.concat.{i}"))?;
+        }
+    }
+    require(config.repeat != Some(0), &format!("{key}.repeat"), "must be at least 1")?;
+    config
+        .transforms
+        .iter()
+        .enumerate()
+        .try_for_each(|(i, t)| transform(t, &format!("{key}.transforms.{i}")))
+}
+
+fn transform(config: &TransformConfig, key: &str) -> Check {
+    let sides = |size: &[usize; 2], key: String| {
+        require(size.iter().all(|&n| n > 0), &key, "must be at least 1 × 1")
+    };
+    let range = |range: &[f64; 2], key: String| {
+        require(
+            0.0 < range[0] && range[0] <= range[1] && range[1].is_finite(),
+            &key,
+            "must be two rising positive numbers",
+        )
+    };
+    match config {
+        TransformConfig::Resize { size, ratio_range, min_side, multiple_of, .. } => {
+            if let Some(size) = size {
+                sides(size, format!("{key}.resize.size"))?;
+            }
+            range(ratio_range, format!("{key}.resize.ratio_range"))?;
+            require(*min_side != Some(0), &format!("{key}.resize.min_side"), "must be at least 1")?;
+            require(
+                *multiple_of != Some(0),
+                &format!("{key}.resize.multiple_of"),
+                "must be at least 1",
+            )
+        }
+        TransformConfig::RandomCrop { size, cat_max_ratio } => {
+            sides(size, format!("{key}.random_crop.size"))?;
+            share(*cat_max_ratio, &format!("{key}.random_crop.cat_max_ratio"))
+        }
+        TransformConfig::RandomResizedCrop { size, scale } => {
+            sides(size, format!("{key}.random_resized_crop.size"))?;
+            range(scale, format!("{key}.random_resized_crop.scale"))
+        }
+        TransformConfig::CenterCrop { size } => sides(size, format!("{key}.center_crop.size")),
+        TransformConfig::RandomFlip { prob } => share(*prob, &format!("{key}.random_flip.prob")),
+        TransformConfig::PhotometricDistortion { contrast, saturation, .. } => {
+            range(contrast, format!("{key}.photometric_distortion.contrast"))?;
+            range(saturation, format!("{key}.photometric_distortion.saturation"))
+        }
+        TransformConfig::Normalize { std, .. } => require(
+            std.iter().all(|&s| s > 0.0),
+            &format!("{key}.normalize.std"),
+            "must be positive",
+        ),
+        TransformConfig::Pad { size } => sides(size, format!("{key}.pad.size")),
+    }
+}
+
+fn optimizer(config: &OptimizerConfig) -> Check {
+    let (name, lr, decay, groups) = match config {
+        OptimizerConfig::Adamw(c) => ("adamw", c.lr, c.weight_decay, c.groups),
+        OptimizerConfig::Sgd(c) => ("sgd", c.lr, c.weight_decay, c.groups),
+    };
+    let GroupConfig { head_lr_multiplier, layer_decay } = groups;
+    let key = |part: &str| format!("optimizer.{name}.{part}");
+    positive(lr, &key("lr"))?;
+    require(decay >= 0.0 && decay.is_finite(), &key("weight_decay"), "must be at least 0")?;
+    positive(head_lr_multiplier, &key("groups.head_lr_multiplier"))?;
+    positive(layer_decay, &key("groups.layer_decay"))?;
+    match config {
+        OptimizerConfig::Adamw(AdamWConfig { betas, eps, .. }) => {
+            require(
+                betas.iter().all(|b| (0.0..1.0).contains(b)),
+                &key("betas"),
+                "must be in [0, 1)",
+            )?;
+            positive(*eps, &key("eps"))
+        }
+        OptimizerConfig::Sgd(c) => {
+            require((0.0..1.0).contains(&c.momentum), &key("momentum"), "must be in [0, 1)")
+        }
+    }
+}
+
+fn schedule(config: &ScheduleConfig) -> Check {
+    let rule = "must be at least 0";
+    match config {
+        ScheduleConfig::Poly(c) => {
+            require(c.power >= 0.0, "schedule.poly.power", rule)?;
+            share(c.warmup_ratio, "schedule.poly.warmup_ratio")?;
+            require(c.min_lr >= 0.0, "schedule.poly.min_lr", rule)
+        }
+        ScheduleConfig::Cosine(c) => {
+            require(c.warmup_lr >= 0.0, "schedule.cosine.warmup_lr", rule)?;
+            require(c.min_lr >= 0.0, "schedule.cosine.min_lr", rule)
+        }
+    }
+}
+
+fn train(config: &TrainConfig) -> Check {
+    let rule = "must be at least 1";
+    require(config.iterations > 0, "train.iterations", rule)?;
+    require(config.batch_size > 0, "train.batch_size", rule)?;
+    require(config.accumulate > 0, "train.accumulate", rule)?;
+    require(config.eval_every != Some(0), "train.eval_every", rule)?;
+    require(config.checkpoint_every > 0, "train.checkpoint_every", rule)?;
+    require(config.log_every > 0, "train.log_every", rule)?;
+    if let Some(norm) = config.clip_norm {
+        positive(norm, "train.clip_norm")?;
+    }
+    match config.ema {
+        Some(decay) => require((0.0..1.0).contains(&decay), "train.ema", "must be in [0, 1)"),
+        None => Ok(()),
+    }
+}
+
+fn eval(config: &EvalConfig) -> Check {
+    require(!config.scales.is_empty(), "eval.scales", "must not be empty")?;
+    config.scales.iter().try_for_each(|&scale| positive(scale, "eval.scales"))?;
+    match config.mode {
+        EvalMode::Whole => Ok(()),
+        EvalMode::Slide { crop, stride } => {
+            require(crop > 0, "eval.mode.slide.crop", "must be at least 1")?;
+            require(
+                (1..=crop).contains(&stride),
+                "eval.mode.slide.stride",
+                "must be between 1 and the crop",
+            )
+        }
+    }
+}
