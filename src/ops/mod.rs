@@ -1,1 +1,66 @@
-//! (being written)
+//! Differentiable tensor operations, one file per operation: a *composed* definition from candle's primitives (right on
+//! every device and in f64) and, where it pays, a *fused* kernel for f32 on the CPU with its own backward pass.
+//!
+//! The fused form runs when every tensor is f32 on the CPU; [`composed`] switches it off for a comparison, and
+//! [`kernel_calls`] tells whether it ran.
+
+mod attention;
+mod attention_branch;
+mod dropout;
+mod gelu;
+pub mod gemm;
+pub mod gradcheck;
+pub(crate) mod host;
+mod layer_norm;
+mod linear;
+mod mlp_branch;
+mod softmax;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Tensor};
+
+pub use attention::{attention, self_attention};
+pub use attention_branch::AttentionBranch;
+pub use dropout::{drop_path, dropout};
+pub use gelu::gelu;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use mlp_branch::MlpBranch;
+pub use softmax::{log_softmax, softmax};
+
+static CALLS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+
+thread_local! {
+    static COMPOSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How often the fused kernel `name` has run in this process (`layer_norm`, `layer_norm.backward` …).
+pub fn kernel_calls(name: &str) -> u64 {
+    CALLS.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or(0)
+}
+
+/// Called by a fused kernel each time that it runs.
+pub(crate) fn count(name: &'static str) {
+    *CALLS.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert(0) += 1;
+}
+
+/// Runs `f` with every fused kernel switched off on this thread. The choice is made in the forward pass; the backward
+/// pass of an operation follows it wherever it runs.
+pub fn composed<T>(f: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            COMPOSED.set(self.0);
+        }
+    }
+    let _restore = Restore(COMPOSED.replace(true));
+    f()
+}
+
+/// Whether a fused kernel may run on these tensors: all f32 on the CPU, and not inside [`composed`].
+pub(crate) fn fusible(tensors: &[&Tensor]) -> bool {
+    !COMPOSED.get() && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+}
