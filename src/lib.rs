@@ -13,6 +13,7 @@ pub mod data;
 pub mod dispatch;
 pub mod engine;
 pub mod error;
+pub mod fs;
 pub mod head;
 pub mod metrics;
 pub mod model;
