@@ -6,6 +6,9 @@
 
 mod attention;
 mod attention_branch;
+mod batch_norm;
+mod conv2d;
+mod conv_transpose;
 mod dropout;
 mod gelu;
 pub mod gemm;
@@ -13,7 +16,13 @@ pub mod gradcheck;
 pub(crate) mod host;
 mod layer_norm;
 mod linear;
+mod losses;
+#[cfg(test)]
+mod map_tests;
 mod mlp_branch;
+mod pool;
+mod resize;
+mod separable;
 mod softmax;
 
 use std::cell::Cell;
@@ -24,11 +33,20 @@ use candle_core::{DType, Tensor};
 
 pub use attention::{attention, self_attention};
 pub use attention_branch::AttentionBranch;
+pub use batch_norm::{BatchNorm, NormMode};
+pub use conv_transpose::conv_transpose2x2;
+pub use conv2d::{Conv2d, conv2d};
 pub use dropout::{drop_path, dropout};
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use losses::{
+    CrossEntropy, Dice, Ohem, bce_with_logits, cross_entropy, cross_entropy_per_pixel, dice,
+    kl_div, ohem_cross_entropy, smooth_l1,
+};
 pub use mlp_branch::MlpBranch;
+pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
+pub use resize::{Interpolation, resize, resize_bilinear};
 pub use softmax::{log_softmax, softmax};
 
 static CALLS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());

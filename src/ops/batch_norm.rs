@@ -1,0 +1,128 @@
+//! Batch normalisation of maps: statistics per channel over images and pixels.
+
+use candle_core::{Result, Tensor, Var, bail};
+
+use crate::head::StepContext;
+use crate::params::{Init, Scope};
+
+/// Where mean and variance come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormMode {
+    /// From the batch itself.
+    Batch {
+        /// Whether the running statistics follow it.
+        update: bool,
+    },
+    /// From the running statistics.
+    Running,
+}
+
+impl NormMode {
+    /// Batch statistics while training, running ones otherwise (`None`: prediction).
+    pub fn of(ctx: Option<&StepContext>) -> Self {
+        match ctx {
+            Some(ctx) if ctx.training => Self::Batch { update: ctx.update_stats },
+            _ => Self::Running,
+        }
+    }
+}
+
+/// `y = (x − mean) / sqrt(var + eps) · weight + bias`, each per channel.
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    /// `[C]`.
+    pub weight: Tensor,
+    /// `[C]`.
+    pub bias: Tensor,
+    /// `[C]`, follows the mean of the batches.
+    pub running_mean: Var,
+    /// `[C]`, follows their unbiased variance.
+    pub running_var: Var,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Share of the newest batch in the running statistics.
+    pub momentum: f64,
+}
+
+impl BatchNorm {
+    /// With torch's defaults (eps 1e-5, momentum 0.1) and names (`weight`, `bias`, `running_mean`, `running_var`).
+    ///
+    /// # Errors
+    /// If the store holds a parameter of that name with another shape.
+    pub fn new(channels: usize, scope: &Scope) -> Result<Self> {
+        Ok(Self {
+            weight: scope.param("weight", channels, Init::Const(1.0))?,
+            bias: scope.param("bias", channels, Init::Const(0.0))?,
+            running_mean: scope.buffer("running_mean", channels, 0.0)?,
+            running_var: scope.buffer("running_var", channels, 1.0)?,
+            eps: 1e-5,
+            momentum: 0.1,
+        })
+    }
+
+    /// `x` `[B, C, H, W]` → the same shape.
+    ///
+    /// # Errors
+    /// If the channels differ, or batch statistics are asked of a single value per channel.
+    pub fn forward(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
+        let (batch, channels, height, width) = x.dims4()?;
+        if channels != self.weight.elem_count() {
+            bail!(
+                "batch_norm: {} channels are normalised, got a map of {channels}",
+                self.weight.elem_count()
+            );
+        }
+        let count = batch * height * width;
+        match mode {
+            NormMode::Running => self.running(x),
+            NormMode::Batch { .. } if count < 2 => {
+                bail!(
+                    "batch_norm: statistics of a batch need more than one value per channel, got {:?}",
+                    x.dims()
+                )
+            }
+            NormMode::Batch { update } => self.batch(x, count, update),
+        }
+    }
+
+    /// `max(forward(x), 0)`.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::forward`].
+    pub fn forward_relu(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
+        self.forward(x, mode)?.relu()
+    }
+
+    fn running(&self, x: &Tensor) -> Result<Tensor> {
+        let shape = (1, x.dim(1)?, 1, 1);
+        let mean = self.running_mean.as_detached_tensor().reshape(shape)?;
+        let var = self.running_var.as_detached_tensor().reshape(shape)?;
+        self.normalise(&x.broadcast_sub(&mean)?, &var)
+    }
+
+    fn batch(&self, x: &Tensor, count: usize, update: bool) -> Result<Tensor> {
+        let mean = x.mean_keepdim((0, 2, 3))?;
+        let centred = x.broadcast_sub(&mean)?;
+        let var = centred.sqr()?.mean_keepdim((0, 2, 3))?;
+        if update {
+            let unbiased = (var.detach() * (count as f64 / (count as f64 - 1.0)))?;
+            self.follow(&mean.detach().flatten_all()?, &unbiased.flatten_all()?)?;
+        }
+        self.normalise(&centred, &var)
+    }
+
+    fn follow(&self, mean: &Tensor, unbiased_var: &Tensor) -> Result<()> {
+        for (running, new) in [(&self.running_mean, mean), (&self.running_var, unbiased_var)] {
+            let old = running.as_detached_tensor();
+            running.set(&((old * (1.0 - self.momentum))? + (new * self.momentum)?)?)?;
+        }
+        Ok(())
+    }
+
+    fn normalise(&self, centred: &Tensor, var: &Tensor) -> Result<Tensor> {
+        let shape = (1, self.weight.elem_count(), 1, 1);
+        let scale =
+            (var + self.eps)?.sqrt()?.recip()?.broadcast_mul(&self.weight.reshape(shape)?)?;
+        centred.broadcast_mul(&scale)?.broadcast_add(&self.bias.reshape(shape)?)
+    }
+}

@@ -1,0 +1,14 @@
+//! Losses as sums and counts, so that batches may be split and gathered.
+
+mod cross_entropy;
+mod dice;
+mod elementwise;
+
+pub use cross_entropy::{
+    CrossEntropy, Ohem, cross_entropy, cross_entropy_per_pixel, ohem_cross_entropy,
+};
+pub use dice::{Dice, dice};
+pub use elementwise::{bce_with_logits, kl_div, smooth_l1};
+
+#[cfg(test)]
+mod tests;

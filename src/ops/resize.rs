@@ -1,0 +1,84 @@
+//! Resizing of maps with torch's conventions (no antialiasing).
+
+use candle_core::{Result, Tensor, bail};
+
+use super::separable::{Axis, separable};
+
+/// How samples between pixels are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interpolation {
+    /// The pixel at ⌊j·n/m⌋.
+    Nearest,
+    /// The two nearest pixels along each axis.
+    Bilinear {
+        /// Whether the first and last samples lie on the first and last pixels.
+        align_corners: bool,
+    },
+    /// The four nearest pixels along each axis, cubic convolution with a = −0.75.
+    Bicubic {
+        /// Whether the first and last samples lie on the first and last pixels.
+        align_corners: bool,
+    },
+}
+
+/// Resize `x` `[B, C, H, W]` to `[B, C, size.0, size.1]`.
+///
+/// # Errors
+/// If `x` has other dimensions, or a side of it or of `size` is 0.
+pub fn resize(x: &Tensor, size: (usize, usize), mode: Interpolation) -> Result<Tensor> {
+    let (_, _, height, width) = x.dims4()?;
+    if height * width * size.0 * size.1 == 0 {
+        bail!("resize: cannot resize {height}x{width} to {}x{}", size.0, size.1);
+    }
+    if (height, width) == size {
+        return Ok(x.clone());
+    }
+    separable(x, &axis(height, size.0, mode), &axis(width, size.1, mode))
+}
+
+/// [`resize`] in the way of segmentation heads: bilinear, corners not aligned.
+///
+/// # Errors
+/// As [`resize`].
+pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    resize(x, size, Interpolation::Bilinear { align_corners: false })
+}
+
+/// The matrix of one axis from `n` to `m` samples.
+pub(super) fn axis(n: usize, m: usize, mode: Interpolation) -> Axis {
+    match mode {
+        Interpolation::Nearest => Axis::new(n, m, |j| vec![(j * n / m, 1.0)]),
+        Interpolation::Bilinear { align_corners } => {
+            Axis::new(n, m, |j| linear(source(j, n, m, align_corners), n))
+        }
+        Interpolation::Bicubic { align_corners } => {
+            Axis::new(n, m, |j| cubic(source(j, n, m, align_corners), n))
+        }
+    }
+}
+
+/// Where sample `j` lies among the `n` pixels.
+fn source(j: usize, n: usize, m: usize, align_corners: bool) -> f64 {
+    match (align_corners, m) {
+        (true, 1) => 0.0,
+        (true, _) => j as f64 * (n - 1) as f64 / (m - 1) as f64,
+        (false, _) => (j as f64 + 0.5) * n as f64 / m as f64 - 0.5,
+    }
+}
+
+fn linear(source: f64, n: usize) -> Vec<(usize, f64)> {
+    let source = source.max(0.0);
+    let first = (source as usize).min(n - 1);
+    let fraction = source - first as f64;
+    vec![(first, 1.0 - fraction), ((first + 1).min(n - 1), fraction)]
+}
+
+fn cubic(source: f64, n: usize) -> Vec<(usize, f64)> {
+    let first = source.floor();
+    let t = source - first;
+    let near = |x: f64| (1.25 * x - 2.25) * x * x + 1.0;
+    let far = |x: f64| ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0;
+    let weights = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
+    let clamped = |k: usize| (first + k as f64 - 1.0).clamp(0.0, (n - 1) as f64) as usize;
+    weights.into_iter().enumerate().map(|(k, weight)| (clamped(k), weight)).collect()
+}
