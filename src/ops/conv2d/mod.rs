@@ -66,15 +66,7 @@ impl Geometry {
                 "conv2d: a kernel of {kh}x{kw} with {conv:?} does not fit a map of {height}x{width}"
             );
         };
-        Ok(Self {
-            conv,
-            batch,
-            channels,
-            input: (height, width),
-            outputs,
-            kernel: (kh, kw),
-            size: (oh, ow),
-        })
+        Ok(Self { conv, batch, channels, outputs, kernel: (kh, kw), size: (oh, ow) })
     }
 
     fn pointwise(&self) -> bool {
