@@ -1,0 +1,26 @@
+# One build serves the tests, the demo and the binary: the same profile, the same features.
+CARGO ?= cargo
+BUILD  = $(CARGO) build --release --workspace --all-targets --locked
+
+.PHONY: help setup build demo test lint
+
+help:
+	@echo "make demo    install what is missing, build, and go from nothing to segmented pictures"
+	@echo "make test    build and run every test; ends with a line per skipped test"
+	@echo "make lint    formatting, clippy and documentation, warnings as errors"
+	@echo "make setup   install what a fresh Debian machine lacks"
+
+setup:
+	@tools/setup.sh
+
+build: setup
+	@tools/with-cargo.sh $(BUILD)
+
+demo: build
+	@tools/demo.sh
+
+test: build
+	@tools/with-cargo.sh tools/test.sh
+
+lint: setup
+	@tools/with-cargo.sh tools/lint.sh
