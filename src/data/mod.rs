@@ -1,1 +1,188 @@
-//! (being written)
+//! Images and labels on their way from disk to a batch.
+//!
+//! A [`Dataset`] reads and transforms one sample; a [`Loader`] orders, shuffles and prefetches samples and stacks them.
+//! Labels are mapped, reduced and checked in one place, the dataset, so that everything after it sees class numbers
+//! `0..K` and the ignore index, and nothing else.
+
+mod combine;
+mod files;
+mod image_folder;
+mod image_io;
+mod label_io;
+mod loader;
+mod mask_folder;
+pub mod transforms;
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use ndarray::{Array2, Array3};
+
+pub use combine::{Concat, Repeat, same_classes};
+pub use files::{class_names, list_images};
+pub use image_folder::ImageFolder;
+pub use image_io::{decode_image, read_image};
+pub use label_io::read_label;
+pub use loader::{Loader, LoaderOptions, Mode, Skipped};
+pub use mask_folder::{LabelRule, MaskFolder};
+
+use crate::config::{OnError, SplitConfig};
+use crate::head::ImageMeta;
+use crate::rng::Stream;
+use crate::{Error, Result};
+
+/// The class of every pixel, `H × W`, with the ignore index where nothing counts.
+pub type LabelMap = Array2<u16>;
+
+/// One image, ready for a batch.
+#[derive(Debug, Clone)]
+pub struct Sample<T> {
+    /// `(3, H, W)`, normalised RGB.
+    pub image: Array3<f32>,
+    /// What the image is trained towards.
+    pub target: T,
+    /// Its name and sizes.
+    pub meta: ImageMeta,
+}
+
+/// Images of equal size, stacked.
+#[derive(Debug)]
+pub struct Batch<T> {
+    /// `(B, 3, H, W)` on the CPU.
+    pub images: Tensor,
+    /// One per image.
+    pub targets: Vec<T>,
+    /// One per image.
+    pub metas: Vec<ImageMeta>,
+    /// The samples' numbers in the whole run: the keys of their random streams.
+    pub samples: Vec<u64>,
+}
+
+/// A set of samples that can be read in any order from any thread.
+pub trait Dataset: Send + Sync {
+    /// What an image is trained towards.
+    type Target: Send + 'static;
+
+    /// Number of samples.
+    fn len(&self) -> usize;
+
+    /// Whether there is no sample.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads sample `index` and transforms it with the numbers of `stream`.
+    ///
+    /// # Errors
+    /// If a file is missing, broken or does not fit; the message names it.
+    fn get(&self, index: usize, stream: &mut Stream) -> Result<Sample<Self::Target>>;
+
+    /// The classes' names in the order of their numbers.
+    fn classes(&self) -> &[String];
+
+    /// The image's file, for messages.
+    fn name(&self, index: usize) -> String;
+
+    /// What happens when this sample is broken.
+    fn on_error(&self, _index: usize) -> OnError {
+        OnError::Stop
+    }
+}
+
+/// The segmentation set of a split: image and label go through the same transforms.
+///
+/// # Errors
+/// If the split names no segmentation reader or more than one, or the files are not there or do not fit together.
+pub fn segmentation(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = LabelMap>>> {
+    segmentation_set(split, &split.transforms, transforms::Labels::Transformed)
+}
+
+/// The segmentation set of a split whose labels stay as they are on disk, as mmsegmentation evaluates: predictions are
+/// resized to `ImageMeta::original` and compared there. Only transforms that keep the whole image are allowed.
+///
+/// # Errors
+/// As [`segmentation`], and if a transform is random or crops.
+pub fn segmentation_for_evaluation(
+    split: &SplitConfig,
+) -> Result<Arc<dyn Dataset<Target = LabelMap>>> {
+    segmentation_set(split, &split.transforms, transforms::Labels::AsOnDisk)
+}
+
+/// The classification set of a split.
+///
+/// # Errors
+/// If the split names no classification reader or more than one, or the files are not there.
+pub fn classification(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = u32>>> {
+    classification_set(split, &split.transforms)
+}
+
+type Transforms = [crate::config::TransformConfig];
+
+fn segmentation_set(
+    split: &SplitConfig,
+    outer: &Transforms,
+    labels: transforms::Labels,
+) -> Result<Arc<dyn Dataset<Target = LabelMap>>> {
+    one_reader(split)?;
+    let set: Arc<dyn Dataset<Target = LabelMap>> = if let Some(parts) = &split.concat {
+        let parts = parts.iter().map(|part| segmentation_set(part, inner(part, outer)?, labels));
+        Arc::new(Concat::new(parts.collect::<Result<_>>()?)?)
+    } else if let Some(config) = split.ade20k.as_ref().or(split.coco_stuff.as_ref()) {
+        Arc::new(MaskFolder::new(config, transforms::Pipeline::new(outer, labels)?)?)
+    } else {
+        return Err(Error::usage("a segmentation split needs `ade20k`, `coco_stuff` or `concat`"));
+    };
+    Ok(match split.repeat {
+        Some(times) => Arc::new(Repeat::new(set, times)?),
+        None => set,
+    })
+}
+
+fn classification_set(
+    split: &SplitConfig,
+    outer: &Transforms,
+) -> Result<Arc<dyn Dataset<Target = u32>>> {
+    one_reader(split)?;
+    let set: Arc<dyn Dataset<Target = u32>> = if let Some(parts) = &split.concat {
+        let parts = parts.iter().map(|part| classification_set(part, inner(part, outer)?));
+        Arc::new(Concat::new(parts.collect::<Result<_>>()?)?)
+    } else if let Some(config) = &split.image_folder {
+        Arc::new(ImageFolder::new(
+            config,
+            transforms::Pipeline::new(outer, transforms::Labels::Transformed)?,
+        )?)
+    } else {
+        return Err(Error::usage("a classification split needs `image_folder` or `concat`"));
+    };
+    Ok(match split.repeat {
+        Some(times) => Arc::new(Repeat::new(set, times)?),
+        None => set,
+    })
+}
+
+/// The transforms of a part of `concat`: its own or the whole's, never both.
+fn inner<'a>(part: &'a SplitConfig, outer: &'a Transforms) -> Result<&'a Transforms> {
+    match (part.transforms.is_empty(), outer.is_empty()) {
+        (true, _) => Ok(outer),
+        (false, true) => Ok(&part.transforms),
+        (false, false) => Err(Error::usage("`concat` and one of its parts both have `transforms`")
+            .with_hint("keep them in one of the two places")),
+    }
+}
+
+fn one_reader(split: &SplitConfig) -> Result<()> {
+    let readers = [
+        ("ade20k", split.ade20k.is_some()),
+        ("coco_stuff", split.coco_stuff.is_some()),
+        ("image_folder", split.image_folder.is_some()),
+        ("concat", split.concat.is_some()),
+    ];
+    let named: Vec<_> = readers.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+    match named.len() {
+        1 => Ok(()),
+        0 => Err(Error::usage("a data split names no reader")
+            .with_hint("give exactly one of `ade20k`, `coco_stuff`, `image_folder`, `concat`")),
+        _ => Err(Error::usage(format!("a data split names several readers: {}", named.join(", ")))
+            .with_hint("to join sets, put each under its own entry of `concat`")),
+    }
+}
