@@ -23,8 +23,12 @@ mod mlp_branch;
 pub mod optimizer;
 mod pool;
 mod resize;
+pub(crate) mod rows;
 mod separable;
 mod softmax;
+#[cfg(test)]
+mod twin;
+pub(crate) mod vector;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
