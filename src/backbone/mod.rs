@@ -1,8 +1,21 @@
-//! The vision transformer that every task shares.
+//! The vision transformer that every task shares (Dosovitskiy et al., arXiv 2010.11929), with timm's parameter names.
 
 use candle_core::Tensor;
 
 use crate::dispatch::KeptStats;
+
+mod attention;
+mod block;
+mod layers;
+mod mlp;
+mod patch_embed;
+mod pos_embed;
+pub mod pyramid;
+mod vit;
+
+pub use crate::dispatch::Pass;
+pub use pos_embed::resize_pos_embed;
+pub use vit::{Dims, Vit};
 
 /// What the backbone hands to a head.
 #[derive(Debug, Clone)]

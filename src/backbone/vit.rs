@@ -1,0 +1,277 @@
+//! The whole transformer: embedding, blocks, final norm.
+
+use std::sync::RwLock;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::block::Block;
+use super::layers::{NORM_EPS, detached, layer_norm};
+use super::patch_embed::PatchEmbed;
+use super::{Features, Pass, resize_pos_embed};
+use crate::config::{
+    Arch, BackboneConfig, BackboneTuning, DispatchConfig, Inference, Select, TuningConfig, Variant,
+};
+use crate::dispatch::{KeptStats, Selector};
+use crate::head::FeatureSpec;
+use crate::ops;
+use crate::params::{Init, Scope};
+
+/// The resolved sizes of a backbone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dims {
+    /// Width of a token.
+    pub dim: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Hidden width of the MLP.
+    pub hidden: usize,
+    /// Side of a patch in pixels.
+    pub patch: usize,
+    /// Register tokens after the class token.
+    pub reg_tokens: usize,
+    /// Whether blocks scale their branches.
+    pub layer_scale: bool,
+    /// The last block's rate of stochastic depth.
+    pub drop_path: f64,
+}
+
+impl Dims {
+    /// The sizes that `cfg` asks for.
+    ///
+    /// # Errors
+    /// If `cfg` names neither an architecture nor all sizes, or they do not fit together.
+    pub fn new(cfg: &BackboneConfig) -> Result<Self> {
+        let named = cfg.arch.map(|arch| match arch {
+            Arch::VitTi => (192, 12, 3),
+            Arch::VitS => (384, 12, 6),
+            Arch::VitB => (768, 12, 12),
+            Arch::VitL => (1024, 24, 16),
+            Arch::VitH => (1280, 32, 16),
+        });
+        let (dim, depth, heads) = (cfg.embed_dim, cfg.depth, cfg.num_heads);
+        let (Some(dim), Some(depth), Some(heads)) = (
+            dim.or(named.map(|sizes| sizes.0)),
+            depth.or(named.map(|sizes| sizes.1)),
+            heads.or(named.map(|sizes| sizes.2)),
+        ) else {
+            bail!("`backbone` needs `arch`, or `embed_dim`, `depth` and `num_heads`");
+        };
+        if heads == 0 || dim % heads != 0 {
+            bail!("`backbone`: {heads} attention heads do not divide a width of {dim}");
+        }
+        if cfg.patch_size == 0 || depth == 0 {
+            bail!("`backbone`: `patch_size` and `depth` must be at least 1");
+        }
+        Ok(Self {
+            dim,
+            depth,
+            heads,
+            hidden: (dim as f64 * cfg.mlp_ratio.unwrap_or(4.0)) as usize,
+            patch: cfg.patch_size,
+            reg_tokens: cfg.reg_tokens,
+            layer_scale: cfg.layer_scale,
+            drop_path: cfg.drop_path,
+        })
+    }
+
+    /// Class and register tokens before the patches.
+    pub fn prefix(&self) -> usize {
+        1 + self.reg_tokens
+    }
+}
+
+/// A vision transformer with adapters and token dispatchers.
+pub struct Vit {
+    dims: Dims,
+    dispatch: DispatchConfig,
+    taps: Vec<usize>,
+    grid: (usize, usize),
+    no_embed_class: bool,
+    patch_embed: PatchEmbed,
+    cls_token: Tensor,
+    reg_token: Option<Tensor>,
+    pos_embed: Tensor,
+    blocks: Vec<Block>,
+    /// The same blocks without gradients, so that inference keeps no activation.
+    inference: Vec<Block>,
+    norm: (Tensor, Tensor),
+    thresholds: RwLock<Option<Vec<f32>>>,
+}
+
+impl Vit {
+    /// The backbone whose parameters are directly below `scope`; `taps` are the blocks (from 0, repeats allowed) whose
+    /// tokens become [`Features::maps`].
+    ///
+    /// # Errors
+    /// If the sizes do not fit together or a tap is beyond the last block.
+    pub fn new(
+        cfg: &BackboneConfig,
+        dispatch: &DispatchConfig,
+        tuning: &TuningConfig,
+        taps: &[usize],
+        scope: &Scope,
+    ) -> Result<Self> {
+        let dims = Dims::new(cfg)?;
+        if let Some(tap) = taps.iter().find(|&&tap| tap >= dims.depth) {
+            bail!("tap {tap} is beyond the last of {} blocks (they count from 0)", dims.depth);
+        }
+        let scope = match tuning.backbone {
+            BackboneTuning::Frozen => scope.frozen(),
+            BackboneTuning::Full => scope.trainable(),
+        };
+        let [rows, columns] = cfg.pos_embed_grid;
+        let positions = rows * columns + if cfg.no_embed_class { 0 } else { dims.prefix() };
+        let block = |i: usize| Block::new(i, &dims, dispatch, tuning, &scope.pp("blocks").pp(i));
+        let blocks = (0..dims.depth).map(block).collect::<Result<Vec<_>>>()?;
+        let reg_token =
+            || scope.param("reg_token", (1, dims.reg_tokens, dims.dim), Init::Normal(1e-6));
+        Ok(Self {
+            dims,
+            dispatch: dispatch.clone(),
+            taps: taps.to_vec(),
+            grid: (rows, columns),
+            no_embed_class: cfg.no_embed_class,
+            patch_embed: PatchEmbed::new(dims.patch, dims.dim, &scope.pp("patch_embed"))?,
+            cls_token: scope.param("cls_token", (1, 1, dims.dim), Init::Normal(1e-6))?,
+            reg_token: (dims.reg_tokens > 0).then(reg_token).transpose()?,
+            pos_embed: scope.param(
+                "pos_embed",
+                (1, positions, dims.dim),
+                Init::TruncatedNormal(0.02),
+            )?,
+            inference: blocks.iter().map(Block::detached).collect(),
+            blocks,
+            norm: layer_norm(dims.dim, &scope.pp("norm"))?,
+            thresholds: RwLock::new(None),
+        })
+    }
+
+    /// Images `[B, 3, H, W]`, normalised, of any size (padded right and bottom with zeros to a multiple of the patch).
+    ///
+    /// # Errors
+    /// If the images or the pass do not fit the model.
+    pub fn forward(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
+        let mut maps: Vec<Option<Tensor>> = vec![None; self.taps.len()];
+        let (batch, prefix) = (images.dim(0)?, self.dims.prefix());
+        let grid = self.grid_of(images)?;
+        let (last, kept) = self.visit(images, pass, |index, x| {
+            for (map, _) in maps.iter_mut().zip(&self.taps).filter(|(_, tap)| **tap == index) {
+                let patches =
+                    x.narrow(1, prefix, grid.0 * grid.1)?.transpose(1, 2)?.contiguous()?;
+                *map = Some(patches.reshape((batch, self.dims.dim, grid.0, grid.1))?);
+            }
+            Ok(())
+        })?;
+        let norm = if pass.tracks() { self.norm.clone() } else { detached(&self.norm) };
+        Ok(Features {
+            maps: maps.into_iter().flatten().collect(),
+            tokens: ops::layer_norm(&last, &norm.0, &norm.1, NORM_EPS)?,
+            grid,
+            prefix,
+            frames: 1,
+            stride_px: self.dims.patch as f32,
+            kept,
+        })
+    }
+
+    /// Runs the blocks and shows `look` the tokens `[B, N, C]` after each; returns the last ones and who worked where.
+    ///
+    /// # Errors
+    /// If the images or the pass do not fit the model, or `look` fails.
+    pub fn visit(
+        &self,
+        images: &Tensor,
+        pass: &Pass,
+        mut look: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<(Tensor, KeptStats)> {
+        let mut x = self.embed(images)?;
+        let thresholds = self.thresholds();
+        let mut selector =
+            Selector::new(pass, &self.dispatch, thresholds.as_deref(), self.dims.prefix());
+        selector.seed_random(images)?;
+        let blocks = if pass.tracks() { &self.blocks } else { &self.inference };
+        for (index, block) in blocks.iter().enumerate() {
+            if !pass.tracks() {
+                x = x.detach();
+            }
+            x = block.forward(&x, &mut selector)?;
+            look(index, &x)?;
+        }
+        Ok((x, selector.finish()))
+    }
+
+    /// The tokens before the first block, `[B, prefix + P, C]`: class token, registers, patches.
+    pub(crate) fn embed(&self, images: &Tensor) -> Result<Tensor> {
+        let images = crate::model::pad_to_multiple(images, self.dims.patch)?;
+        let (patches, grid) = self.patch_embed.forward(&images)?;
+        let prefix = if self.no_embed_class { 0 } else { self.dims.prefix() };
+        let pos = resize_pos_embed(&self.pos_embed, prefix, self.grid, grid)?;
+        let batch = patches.dim(0)?;
+        let patches = if self.no_embed_class { patches.broadcast_add(&pos)? } else { patches };
+        let mut parts = vec![self.cls_token.broadcast_as((batch, 1, self.dims.dim))?];
+        if let Some(registers) = &self.reg_token {
+            parts.push(registers.broadcast_as((batch, self.dims.reg_tokens, self.dims.dim))?);
+        }
+        parts.push(patches);
+        let x = Tensor::cat(&parts, 1)?;
+        if self.no_embed_class { Ok(x) } else { x.broadcast_add(&pos) }
+    }
+
+    /// One block without gradients, for calibration.
+    pub(crate) fn infer_block(
+        &self,
+        index: usize,
+        x: &Tensor,
+        selector: &mut Selector,
+    ) -> Result<Tensor> {
+        Ok(self.inference[index].forward(x, selector)?.detach())
+    }
+
+    fn grid_of(&self, images: &Tensor) -> Result<(usize, usize)> {
+        let (_, _, height, width) = images.dims4()?;
+        Ok((height.div_ceil(self.dims.patch), width.div_ceil(self.dims.patch)))
+    }
+
+    /// What a head must know.
+    pub fn spec(&self) -> FeatureSpec {
+        FeatureSpec { channels: self.dims.dim, stride_px: self.dims.patch as f32 }
+    }
+
+    /// The sizes.
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// How tokens are dispatched.
+    pub fn dispatch(&self) -> &DispatchConfig {
+        &self.dispatch
+    }
+
+    /// The number of learned dispatchers, and so of calibrated thresholds.
+    pub fn dispatchers(&self) -> usize {
+        match (self.dispatch.variant, self.dispatch.select) {
+            (Variant::None, _) | (_, Select::Random) => 0,
+            (Variant::Mlp, Select::Learned) => self.dims.depth,
+        }
+    }
+
+    /// Whether inference waits for [`Vit::set_thresholds`].
+    pub fn needs_thresholds(&self) -> bool {
+        self.dispatchers() > 0
+            && matches!(self.dispatch.inference, Inference::Calibrated(_))
+            && self.thresholds().is_none()
+    }
+
+    /// Stores the calibrated thresholds on the logits, one per dispatcher.
+    pub fn set_thresholds(&self, thresholds: Vec<f32>) {
+        *self.thresholds.write().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(thresholds);
+    }
+
+    /// The calibrated thresholds, where there are any.
+    pub fn thresholds(&self) -> Option<Vec<f32>> {
+        self.thresholds.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}

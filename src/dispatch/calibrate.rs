@@ -1,0 +1,116 @@
+//! Thresholds that make the deterministic share meet a budget.
+//!
+//! Training holds the *noisy* share at r; without noise the published threshold keeps another share. One quantile over
+//! the logits of all layers keeps the learned preference between layers, but cutting upstream shifts the logits
+//! downstream, so a single pass misses the budget. Here each pass goes layer by layer with the layers above already cut
+//! and gives every layer the share that the common quantile of the last pass's logits gave it; so each pass meets the
+//! budget on its images, and repeating it lets the shares settle at one common threshold under the cut.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::{Pass, Selector};
+use crate::backbone::Vit;
+use crate::config::{DispatchConfig, Inference};
+
+/// Passes in which the shares settle.
+const PASSES: usize = 3;
+
+/// The thresholds (one per dispatcher) with which `vit` keeps the share `q` of the patch tokens of `batches`, each
+/// `[B, 3, H, W]`; they are stored in `vit` too. About 2 × 4 forward passes without gradients; deterministic.
+///
+/// # Errors
+/// If `q` is no share, there are no images, or the model has no learned dispatcher.
+pub fn calibrate(vit: &Vit, batches: &[Tensor], q: f64) -> Result<Vec<f32>> {
+    if !(0.0..=1.0).contains(&q) {
+        bail!("the share of active tokens must lie in [0, 1], got {q}");
+    }
+    if batches.is_empty() || vit.dispatchers() == 0 {
+        bail!("calibration needs images and a model with learned dispatchers");
+    }
+    // The published threshold gives the first logits.
+    let mut pass = cut(vit, batches, |_, _| 0.0)?;
+    for _ in 0..PASSES {
+        let shares = common_shares(&pass.logits, q);
+        pass = cut(vit, batches, |layer, logits| threshold_keeping(shares[layer], logits))?;
+    }
+    vit.set_thresholds(pass.thresholds.clone());
+    Ok(pass.thresholds)
+}
+
+/// One pass over all layers.
+struct Cut {
+    thresholds: Vec<f32>,
+    /// Per layer the logits of all patches of all images, under the cut of the layers above.
+    logits: Vec<Vec<f32>>,
+}
+
+/// Goes layer by layer; `choose(layer, logits)` fixes the layer's threshold before the layer works.
+fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
+    let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
+    let prefix = vit.dims().prefix();
+    let mut tokens =
+        batches.iter().map(|images| Ok(vit.embed(images)?.detach())).collect::<Result<Vec<_>>>()?;
+    let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
+    for block in 0..vit.dims().depth {
+        // With an infinite threshold the block scores its tokens and computes next to nothing else.
+        let mut logits = Vec::new();
+        for x in &tokens {
+            let mut probe = Selector::new(&Pass::Infer, &cfg, Some(&[f32::INFINITY]), prefix);
+            vit.infer_block(block, x, &mut probe)?;
+            for layer in probe.finish().layers {
+                logits.extend(layer.logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+            }
+        }
+        let threshold = choose(block, &logits);
+        for x in &mut tokens {
+            let thresholds = [threshold];
+            let mut selector = Selector::new(&Pass::Infer, &cfg, Some(&thresholds), prefix);
+            *x = vit.infer_block(block, x, &mut selector)?;
+        }
+        result.thresholds.push(threshold);
+        result.logits.push(logits);
+    }
+    Ok(result)
+}
+
+/// The share of each layer above the one threshold that keeps the share `q` of all layers together.
+fn common_shares(logits: &[Vec<f32>], q: f64) -> Vec<f64> {
+    let all: Vec<f32> = logits.concat();
+    let threshold = threshold_keeping(q, &all);
+    let share = |layer: &Vec<f32>| {
+        layer.iter().filter(|&&z| z > threshold).count() as f64 / layer.len() as f64
+    };
+    logits.iter().map(share).collect()
+}
+
+/// The threshold above which the share `share` of `logits` lies (rounded to whole tokens; fewer at ties).
+fn threshold_keeping(share: f64, logits: &[f32]) -> f32 {
+    let mut falling = logits.to_vec();
+    falling.sort_by(|a, b| b.total_cmp(a));
+    let kept = (share * logits.len() as f64).round() as usize;
+    match (kept.checked_sub(1).and_then(|last| falling.get(last)), falling.get(kept)) {
+        // Halfway between the last kept and the first skipped logit, so that rounding decides nothing.
+        (Some(&last), Some(&next)) => next + (last - next) / 2.0,
+        (None, _) => f32::INFINITY,
+        (Some(_), None) => f32::NEG_INFINITY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threshold_keeps_the_share() {
+        let logits = [0.5, -1.0, 2.0, 0.0];
+        let kept =
+            |share| logits.iter().filter(|&&z| z > threshold_keeping(share, &logits)).count();
+        assert_eq!([kept(0.0), kept(0.25), kept(0.5), kept(0.75), kept(1.0)], [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn one_quantile_keeps_the_preference_between_layers() {
+        let logits = [vec![3.0, 4.0, 5.0, -1.0], vec![0.0, 1.0, -2.0, -3.0]];
+        assert_eq!(common_shares(&logits, 0.5), [0.75, 0.25]);
+    }
+}

@@ -1,0 +1,229 @@
+//! From logits to the tokens that work.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::gumbel::{gumbel_noise, noise_factor, straight_through};
+use super::{Dispatcher, KeptStats, LayerKept, Pass};
+use crate::config::{DispatchConfig, Inference};
+use crate::rng::{Purpose, Rng};
+
+/// The tokens that a branch works on.
+#[derive(Debug)]
+pub enum Active {
+    /// All of them.
+    All,
+    /// 0 or 1 per token, `[B, N]` (prefix: 1): all are computed, the inactive results are dropped.
+    Masked(Tensor),
+    /// Rows of the flattened `[B·N, C]` tokens: only these are computed.
+    Rows(Vec<u32>),
+}
+
+/// Decides in every block which tokens are active, and records it.
+pub struct Selector<'a> {
+    pass: &'a Pass<'a>,
+    cfg: &'a DispatchConfig,
+    thresholds: Option<&'a [f32]>,
+    prefix: usize,
+    /// Seeds of the random dispatcher at inference, one per image.
+    images: Vec<u64>,
+    kept: KeptStats,
+}
+
+impl<'a> Selector<'a> {
+    /// A selector for one forward pass; `thresholds` are the calibrated ones.
+    pub fn new(
+        pass: &'a Pass<'a>,
+        cfg: &'a DispatchConfig,
+        thresholds: Option<&'a [f32]>,
+        prefix: usize,
+    ) -> Self {
+        Self { pass, cfg, thresholds, prefix, images: Vec::new(), kept: KeptStats::default() }
+    }
+
+    /// What the forward pass is for.
+    pub fn pass(&self) -> &'a Pass<'a> {
+        self.pass
+    }
+
+    /// Decides for the tokens `x` `[B, prefix + P, C]`; without a dispatcher by chance.
+    ///
+    /// # Errors
+    /// If the pass does not fit the tokens, or calibrated thresholds are wanted and missing.
+    pub fn choose(&mut self, dispatcher: Option<&Dispatcher>, x: &Tensor) -> Result<Active> {
+        if let Pass::Complete(_) = self.pass {
+            return Ok(Active::All);
+        }
+        let (batch, tokens, _) = x.dims3()?;
+        let (mask, logit) = match dispatcher {
+            Some(dispatcher) => {
+                let logit = dispatcher.logits(x, self.prefix)?;
+                (self.decide(&logit)?, logit)
+            }
+            None => {
+                let mask = self.toss((batch, tokens - self.prefix), x)?;
+                (mask.clone(), mask.zeros_like()?)
+            }
+        };
+        let active = match self.pass {
+            Pass::Infer => Active::Rows(active_rows(&mask, self.prefix)?),
+            _ => {
+                let prefix = Tensor::ones((batch, self.prefix), mask.dtype(), mask.device())?;
+                Active::Masked(Tensor::cat(&[&prefix, &mask], 1)?)
+            }
+        };
+        self.kept.layers.push(LayerKept { mask, logit });
+        Ok(active)
+    }
+
+    /// Who worked where.
+    pub fn finish(self) -> KeptStats {
+        self.kept
+    }
+
+    fn decide(&self, logit: &Tensor) -> Result<Tensor> {
+        let layer = self.kept.layers.len();
+        match self.pass {
+            Pass::Train(ctx) => {
+                let noise = gumbel_noise(
+                    logit,
+                    ctx,
+                    layer as u16,
+                    noise_factor(self.cfg.noise, ctx.progress),
+                )?;
+                straight_through(logit, &noise, self.cfg.tau)
+            }
+            Pass::GivenNoise { noise, tau } => match noise.get(layer) {
+                Some(noise) => straight_through(logit, noise, *tau),
+                None => bail!(
+                    "noise is given for {} dispatchers, dispatcher {layer} has none",
+                    noise.len()
+                ),
+            },
+            Pass::Complete(_) | Pass::Infer | Pass::InferMasked => match self.cfg.inference {
+                Inference::Threshold => above(logit, 0.0), // σ(logit) > 0.5
+                Inference::TopK(share) => top_k(logit, share),
+                Inference::Calibrated(_) => {
+                    match self.thresholds.and_then(|thresholds| thresholds.get(layer)) {
+                        Some(&threshold) => above(logit, threshold),
+                        None => bail!(
+                            "`dispatch.inference` is `calibrated`, but dispatcher {layer} has no threshold: \
+                         calibrate on training images first"
+                        ),
+                    }
+                }
+            },
+        }
+    }
+
+    /// A coin per token: the random dispatcher of [DyT] Table 7. In training it is keyed by the sample, at inference by
+    /// the image's content, so that an image gets the same mask alone and in any batch.
+    fn toss(&self, (batch, patches): (usize, usize), x: &Tensor) -> Result<Tensor> {
+        let unseeded = Rng::new(0);
+        let (rng, keys, share) = match self.pass {
+            Pass::Train(ctx) => (ctx.rng, ctx.samples, self.cfg.target_rate),
+            _ => (&unseeded, self.images.as_slice(), inference_share(self.cfg)),
+        };
+        if keys.len() != batch {
+            bail!(
+                "a batch of {batch} images needs as many keys for its random dispatcher, got {}",
+                keys.len()
+            );
+        }
+        let layer = self.kept.layers.len() as u16;
+        let mut mask = Vec::with_capacity(batch * patches);
+        for &key in keys {
+            let mut stream = rng.stream(Purpose::RandomDispatch, key, layer);
+            mask.extend((0..patches).map(|_| f32::from(stream.chance(share))));
+        }
+        Tensor::from_vec(mask, (batch, patches), x.device())?.to_dtype(x.dtype())
+    }
+
+    /// Takes the keys of the random dispatcher at inference from the images `[B, 3, H, W]`; nothing otherwise.
+    pub(crate) fn seed_random(&mut self, images: &Tensor) -> Result<()> {
+        use crate::config::{Select, Variant};
+        if self.cfg.select == Select::Random && self.cfg.variant != Variant::None {
+            let pixels = images
+                .detach()
+                .flatten_from(1)?
+                .to_dtype(candle_core::DType::F32)?
+                .to_vec2::<f32>()?;
+            self.images = pixels.iter().map(|image| content_hash(image)).collect();
+        }
+        Ok(())
+    }
+}
+
+/// The share that a random dispatcher keeps at inference.
+fn inference_share(cfg: &DispatchConfig) -> f64 {
+    match cfg.inference {
+        Inference::Threshold => cfg.target_rate,
+        Inference::TopK(share) | Inference::Calibrated(share) => share,
+    }
+}
+
+/// FNV-1a over the bits of the pixels.
+fn content_hash(image: &[f32]) -> u64 {
+    image.iter().fold(0xcbf2_9ce4_8422_2325, |hash, value| {
+        (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn above(logit: &Tensor, threshold: f32) -> Result<Tensor> {
+    logit.detach().gt(f64::from(threshold))?.to_dtype(logit.dtype())
+}
+
+/// Per image the share `share` of its tokens with the highest logits; ties go to the lowest index.
+fn top_k(logit: &Tensor, share: f64) -> Result<Tensor> {
+    let (batch, patches) = logit.dims2()?;
+    let kept = ((share * patches as f64).round() as usize).min(patches);
+    let mut mask = vec![0f32; batch * patches];
+    let rows = logit.detach().to_dtype(candle_core::DType::F32)?.to_vec2::<f32>()?;
+    for (row, mask) in rows.iter().zip(mask.chunks_mut(patches)) {
+        let mut order: Vec<usize> = (0..patches).collect();
+        order.sort_by(|&a, &b| row[b].total_cmp(&row[a])); // stable: equal logits stay in index order
+        order[..kept].iter().for_each(|&token| mask[token] = 1.0);
+    }
+    Tensor::from_vec(mask, (batch, patches), logit.device())?.to_dtype(logit.dtype())
+}
+
+/// The flat rows of `[B, prefix + P]` tokens that are active: every prefix token and the patches with mask 1.
+fn active_rows(mask: &Tensor, prefix: usize) -> Result<Vec<u32>> {
+    let masks = mask.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>()?;
+    let mut rows = Vec::new();
+    for (image, mask) in masks.iter().enumerate() {
+        let first = image * (prefix + mask.len());
+        rows.extend((first..first + prefix).map(|row| row as u32));
+        rows.extend(
+            (0..mask.len())
+                .filter(|&token| mask[token] > 0.5)
+                .map(|token| (first + prefix + token) as u32),
+        );
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn top_k_breaks_ties_by_index() -> Result<()> {
+        let logit = Tensor::new(&[[1.0f32, 3.0, 1.0, 1.0], [0.0, -1.0, -1.0, 5.0]], &Device::Cpu)?;
+        assert_eq!(
+            top_k(&logit, 0.5)?.to_vec2::<f32>()?,
+            [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0]]
+        );
+        assert_eq!(top_k(&logit, 0.0)?.sum_all()?.to_scalar::<f32>()?, 0.0);
+        assert_eq!(top_k(&logit, 1.0)?.sum_all()?.to_scalar::<f32>()?, 8.0);
+        Ok(())
+    }
+
+    #[test]
+    fn rows_count_through_the_batch_with_every_prefix_token() -> Result<()> {
+        let mask = Tensor::new(&[[0.0f32, 1.0], [1.0, 0.0]], &Device::Cpu)?;
+        // Two images of 1 + 2 tokens: rows 0 and 3 are class tokens.
+        assert_eq!(active_rows(&mask, 1)?, [0, 2, 3, 4]);
+        Ok(())
+    }
+}
