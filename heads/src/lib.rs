@@ -1,1 +1,54 @@
 //! What a task adds to the shared backbone.
+//!
+//! A head is one file or folder here, one variant of [`HeadConfig`], and one arm of [`HeadConfig::taps`].
+
+pub mod classifier;
+pub mod kept;
+pub mod linear;
+pub mod pixel_classifier;
+pub mod segmentation;
+pub mod segmentation_loss;
+pub mod upernet;
+
+use serde::{Deserialize, Serialize};
+
+pub use classifier::{ClassifierConfig, ClassifierHead};
+pub use linear::LinearConfig;
+pub use segmentation::{ClassScores, SegmentationHead};
+pub use upernet::UperNetConfig;
+
+/// The whole config of a run, with every head that there is.
+pub type Config = rescatter::config::Config<HeadConfig>;
+
+/// The section `head`: which head sits on the backbone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadConfig {
+    /// Segmentation with UPerNet.
+    Upernet(UperNetConfig),
+    /// Segmentation with batch norm and a 1×1 convolution.
+    Linear(LinearConfig),
+    /// Classification.
+    Classifier(ClassifierConfig),
+}
+
+impl HeadConfig {
+    /// The blocks whose maps the head wants of a backbone with `depth` blocks.
+    pub fn taps(&self, depth: usize) -> Vec<usize> {
+        match self {
+            Self::Upernet(config) => config.taps.clone(),
+            Self::Linear(config) if config.taps.is_empty() => vec![depth - 1],
+            Self::Linear(config) => config.taps.clone(),
+            Self::Classifier(_) => Vec::new(),
+        }
+    }
+}
+
+/// What the labels of a data set look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Labels {
+    /// K.
+    pub classes: usize,
+    /// The label that counts nowhere.
+    pub ignore_index: u32,
+}

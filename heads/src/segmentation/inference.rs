@@ -1,0 +1,248 @@
+//! Segmenting one image of any size: whole or through mmsegmentation's sliding window, at several scales, mirrored or not.
+
+use candle_core::{Device, Result, Tensor};
+use ndarray::{Array2, Array3, ArrayView3, s};
+use rescatter::backbone::{Features, Pass};
+use rescatter::config::{EvalConfig, EvalMode};
+use rescatter::data::LabelMap;
+use rescatter::head::{Head, ImageMeta};
+use rescatter::model::Model;
+use rescatter::ops;
+
+use super::argmax::argmax_resized;
+use super::views::{View, views, windows};
+use super::{ClassScores, SegmentationHead};
+use crate::kept::Kept;
+
+/// Windows that go through the model together.
+const WINDOWS_AT_ONCE: usize = 4;
+
+/// A model and the way in which it looks at images.
+#[derive(Clone, Copy)]
+pub struct Segmenter<'a> {
+    /// The model.
+    pub model: &'a Model<SegmentationHead>,
+    /// Scales, mirroring, window.
+    pub config: &'a EvalConfig,
+}
+
+/// What was found in one image.
+#[derive(Debug, Clone)]
+pub struct Segmentation {
+    scores: Scores,
+    /// How many layers worked on each pixel's patch, at the size of the model's input: the mean over the windows that saw
+    /// it, in the first of several views. Nothing for a model without dispatchers.
+    pub layers_worked: Option<Array2<f32>>,
+    /// Share of the tokens that were worked on, over all views and windows.
+    pub kept: Kept,
+}
+
+#[derive(Debug, Clone)]
+enum Scores {
+    /// Of the only view, `[K, H, W]` at the size of the model's input.
+    Logits(Array3<f32>),
+    /// Mean over the views, `[K, H, W]` at the image's own size.
+    Probabilities(Array3<f32>),
+}
+
+impl Segmentation {
+    /// The class of every pixel at `size` (normally [`ImageMeta::original`]): the scores are resized bilinearly first.
+    pub fn labels(&self, size: (usize, usize)) -> LabelMap {
+        match &self.scores {
+            Scores::Logits(scores) | Scores::Probabilities(scores) => {
+                argmax_resized(scores.view(), size)
+            }
+        }
+    }
+
+    /// The probability of every class at every pixel, `[K, H, W]` at `size`.
+    ///
+    /// # Errors
+    /// If tensor arithmetic fails.
+    pub fn probabilities(&self, size: (usize, usize)) -> Result<Array3<f32>> {
+        match &self.scores {
+            Scores::Logits(logits) => to_array(&probabilities(&to_tensor(logits.view())?, size)?),
+            Scores::Probabilities(p) => {
+                to_array(&ops::resize_bilinear(&to_tensor(p.view())?, size)?)
+            }
+        }
+    }
+}
+
+/// One view of an image.
+struct Seen {
+    /// `[1, K, H, W]` at the size of the view.
+    logits: Tensor,
+    layers_worked: Option<Array2<f32>>,
+    kept: Kept,
+}
+
+impl Segmenter<'_> {
+    /// Segments `image` `[3, H, W]`, normalised.
+    ///
+    /// # Errors
+    /// If the image does not fit the model.
+    pub fn segment(&self, image: &Array3<f32>, meta: &ImageMeta) -> Result<Segmentation> {
+        let image = to_tensor(image.view())?.to_device(self.model.params.device())?;
+        let views = views(self.config);
+        let mut kept = Kept::default();
+        let mut layers_worked = None;
+        let mut sum: Option<Tensor> = None;
+        for view in &views {
+            let seen = self.look(&image, *view)?;
+            kept.add(&seen.kept);
+            layers_worked = layers_worked.or(seen.layers_worked);
+            if let ([_], false) = (views.as_slice(), view.flipped) {
+                let scores = Scores::Logits(to_array(&seen.logits)?);
+                return Ok(Segmentation { scores, layers_worked, kept });
+            }
+            let logits = if view.flipped { mirrored(&seen.logits)? } else { seen.logits };
+            let part = (probabilities(&logits, meta.original)? / views.len() as f64)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
+        let Some(sum) = sum else { candle_core::bail!("an image was looked at in no way") };
+        Ok(Segmentation { scores: Scores::Probabilities(to_array(&sum)?), layers_worked, kept })
+    }
+
+    /// The features of the whole image in one pass, whatever the window.
+    ///
+    /// # Errors
+    /// If the image does not fit the model.
+    pub fn features(&self, image: &Array3<f32>) -> Result<Features> {
+        let image = to_tensor(image.view())?.to_device(self.model.params.device())?;
+        self.model.backbone.forward(&image, &Pass::Infer)
+    }
+
+    fn look(&self, image: &Tensor, view: View) -> Result<Seen> {
+        let (_, _, h, w) = image.dims4()?;
+        let scaled = |length: usize| ((length as f64 * view.scale).round() as usize).max(1);
+        let image = ops::resize_bilinear(image, (scaled(h), scaled(w)))?;
+        let image = if view.flipped { mirrored(&image)? } else { image };
+        match self.config.mode {
+            EvalMode::Whole => self.whole(&image),
+            EvalMode::Slide { crop, stride } => self.slide(&image, crop, stride),
+        }
+    }
+
+    fn whole(&self, image: &Tensor) -> Result<Seen> {
+        let (_, _, h, w) = image.dims4()?;
+        let (features, scores) = self.forward(image)?;
+        let mut kept = Kept::default();
+        kept.count(&features.kept)?;
+        let worked = worked_grids(&features)?;
+        let layers_worked = worked.first().map(|grid| in_pixels(grid, features.stride_px, (h, w)));
+        Ok(Seen { logits: scores[0].at_input_size()?.unsqueeze(0)?, layers_worked, kept })
+    }
+
+    fn slide(&self, image: &Tensor, crop: usize, stride: usize) -> Result<Seen> {
+        let (_, _, h, w) = image.dims4()?;
+        let ((rows, height), (columns, width)) =
+            (windows(h, crop, stride), windows(w, crop, stride));
+        let origins: Vec<_> =
+            rows.iter().flat_map(|&y| columns.iter().map(move |&x| (y, x))).collect();
+        let mut mosaic = Mosaic::new((h, w));
+        let mut kept = Kept::default();
+        for origins in origins.chunks(WINDOWS_AT_ONCE) {
+            let window = |&(y, x): &(usize, usize)| image.narrow(2, y, height)?.narrow(3, x, width);
+            let batch = Tensor::cat(&origins.iter().map(window).collect::<Result<Vec<_>>>()?, 0)?;
+            let (features, scores) = self.forward(&batch)?;
+            kept.count(&features.kept)?;
+            let worked = worked_grids(&features)?;
+            for (i, (&origin, scores)) in origins.iter().zip(&scores).enumerate() {
+                let logits = to_array(&scores.at_input_size()?.unsqueeze(0)?)?;
+                let worked =
+                    worked.get(i).map(|grid| in_pixels(grid, features.stride_px, (height, width)));
+                mosaic.add(origin, &logits, worked.as_ref());
+            }
+        }
+        let (logits, layers_worked) = mosaic.mean();
+        Ok(Seen { logits: to_tensor(logits.view())?, layers_worked, kept })
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<(Features, Vec<ClassScores>)> {
+        let (batch, _, h, w) = images.dims4()?;
+        let meta =
+            ImageMeta { name: String::new(), original: (h, w), input: (h, w), flipped: false };
+        let features = self.model.backbone.forward(images, &Pass::Infer)?;
+        let scores = self.model.head.predict(&features, &vec![meta; batch])?;
+        Ok((features, scores))
+    }
+}
+
+/// Overlapping windows on their way to a mean.
+struct Mosaic {
+    size: (usize, usize),
+    logits: Option<Array3<f32>>,
+    worked: Option<Array2<f32>>,
+    seen: Array2<f32>,
+}
+
+impl Mosaic {
+    fn new(size: (usize, usize)) -> Self {
+        Self { size, logits: None, worked: None, seen: Array2::zeros(size) }
+    }
+
+    fn add(&mut self, (y, x): (usize, usize), logits: &Array3<f32>, worked: Option<&Array2<f32>>) {
+        let ((h, w), (classes, height, width)) = (self.size, logits.dim());
+        let (rows, columns) = (y..y + height, x..x + width);
+        let sum = self.logits.get_or_insert_with(|| Array3::zeros((classes, h, w)));
+        let mut part = sum.slice_mut(s![.., rows.clone(), columns.clone()]);
+        part += logits;
+        if let Some(worked) = worked {
+            let sum = self.worked.get_or_insert_with(|| Array2::zeros((h, w)));
+            let mut part = sum.slice_mut(s![rows.clone(), columns.clone()]);
+            part += worked;
+        }
+        let mut part = self.seen.slice_mut(s![rows, columns]);
+        part += 1.0;
+    }
+
+    fn mean(self) -> (Array3<f32>, Option<Array2<f32>>) {
+        let logits = self.logits.unwrap_or_else(|| Array3::zeros((0, self.size.0, self.size.1)));
+        (logits / &self.seen, self.worked.map(|worked| worked / &self.seen))
+    }
+}
+
+/// How many layers worked on each patch, one grid per image; nothing for a model without dispatchers.
+fn worked_grids(features: &Features) -> Result<Vec<Array2<f32>>> {
+    if features.kept.layers.is_empty() {
+        Ok(Vec::new())
+    } else {
+        features.kept.token_map(features.grid)
+    }
+}
+
+/// A value per patch → the same value at each of the patch's pixels, cut to `size`.
+fn in_pixels(grid: &Array2<f32>, patch: f32, size: (usize, usize)) -> Array2<f32> {
+    let (rows, columns) = grid.dim();
+    let patch_of =
+        |pixel: usize, patches: usize| ((pixel as f32 / patch) as usize).min(patches - 1);
+    Array2::from_shape_fn(size, |(y, x)| grid[[patch_of(y, rows), patch_of(x, columns)]])
+}
+
+/// `[1, K, h, w]` of logits → probabilities `[1, K, H, W]` at `size`.
+fn probabilities(logits: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    ops::log_softmax(&ops::resize_bilinear(logits, size)?, 1)?.exp()
+}
+
+/// Left and right exchanged.
+fn mirrored(map: &Tensor) -> Result<Tensor> {
+    map.flip(&[3])?.contiguous()
+}
+
+fn to_tensor(array: ArrayView3<f32>) -> Result<Tensor> {
+    let (c, h, w) = array.dim();
+    match array.as_slice() {
+        Some(values) => Tensor::from_slice(values, (1, c, h, w), &Device::Cpu),
+        None => Tensor::from_vec(array.iter().copied().collect(), (1, c, h, w), &Device::Cpu),
+    }
+}
+
+fn to_array(map: &Tensor) -> Result<Array3<f32>> {
+    let (_, c, h, w) = map.dims4()?;
+    let values = map.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1()?;
+    Array3::from_shape_vec((c, h, w), values).map_err(candle_core::Error::wrap)
+}

@@ -1,0 +1,38 @@
+//! mmcv's `ConvModule`: convolution without bias, batch norm, ReLU.
+
+use candle_core::{Result, Tensor};
+use rescatter::head::StepContext;
+use rescatter::ops::{self, BatchNorm, Conv2d, NormMode};
+use rescatter::params::{Init, Scope};
+
+/// Convolution without bias (`conv`), batch norm (`bn`), ReLU; the size stays.
+#[derive(Debug)]
+pub struct ConvModule {
+    weight: Tensor,
+    bn: BatchNorm,
+    padding: usize,
+}
+
+impl ConvModule {
+    /// From `input` to `output` channels with an odd square `kernel`.
+    ///
+    /// # Errors
+    /// If the scope holds one of the parameters with another shape.
+    pub fn new((input, output): (usize, usize), kernel: usize, scope: &Scope) -> Result<Self> {
+        let weight = scope.pp("conv").param(
+            "weight",
+            (output, input, kernel, kernel),
+            Init::KaimingNormalFanOut,
+        )?;
+        Ok(Self { weight, bn: BatchNorm::new(output, &scope.pp("bn"))?, padding: kernel / 2 })
+    }
+
+    /// `x`: `[B, input, h, w]` → `[B, output, h, w]`. With a training context the batch's statistics are used.
+    ///
+    /// # Errors
+    /// If the channels differ.
+    pub fn forward(&self, x: &Tensor, ctx: Option<&StepContext>) -> Result<Tensor> {
+        let conv = Conv2d { padding: self.padding, ..Conv2d::default() };
+        self.bn.forward_relu(&ops::conv2d(x, &self.weight, None, conv)?, NormMode::of(ctx))
+    }
+}

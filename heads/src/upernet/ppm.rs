@@ -1,0 +1,41 @@
+//! Pyramid pooling (Zhao et al., *Pyramid Scene Parsing Network*, arXiv 1612.01105, §3.2), as mmsegmentation names it.
+
+use candle_core::{Result, Tensor};
+use rescatter::head::StepContext;
+use rescatter::ops;
+use rescatter::params::Scope;
+
+use super::ConvModule;
+
+/// The top map pooled to several grids, each mixed by a 1×1 convolution (`psp_modules.j.1`) and resized back.
+#[derive(Debug)]
+pub struct PyramidPooling {
+    scales: Vec<usize>,
+    modules: Vec<ConvModule>,
+}
+
+impl PyramidPooling {
+    /// One branch per pooling scale, from `input` to `output` channels; `scope` is that of `psp_modules`.
+    ///
+    /// # Errors
+    /// If the scope holds one of the parameters with another shape.
+    pub fn new(scales: &[usize], (input, output): (usize, usize), scope: &Scope) -> Result<Self> {
+        let modules = (0..scales.len())
+            .map(|j| ConvModule::new((input, output), 1, &scope.pp(j).pp(1)))
+            .collect::<Result<_>>()?;
+        Ok(Self { scales: scales.to_vec(), modules })
+    }
+
+    /// `top`: `[B, input, h, w]` → one `[B, output, h, w]` per scale.
+    ///
+    /// # Errors
+    /// If the channels differ.
+    pub fn forward(&self, top: &Tensor, ctx: Option<&StepContext>) -> Result<Vec<Tensor>> {
+        let (_, _, h, w) = top.dims4()?;
+        let branch = |(&scale, module): (&usize, &ConvModule)| {
+            let pooled = ops::adaptive_avg_pool2d(top, (scale, scale))?;
+            ops::resize_bilinear(&module.forward(&pooled, ctx)?, (h, w))
+        };
+        self.scales.iter().zip(&self.modules).map(branch).collect()
+    }
+}
