@@ -154,12 +154,14 @@ mod tests {
             .collect();
         let share =
             |f: fn(&Plan) -> bool| plans.iter().filter(|plan| f(plan)).count() as f64 / 2000.0;
-        for f in [
-            |p: &Plan| p.brightness.is_some(),
+        let drawn: [fn(&Plan) -> bool; 5] = [
+            |p| p.brightness.is_some(),
             |p| p.contrast.is_some(),
             |p| p.contrast_last,
+            |p| p.saturation.is_some(),
             |p| p.hue.is_some(),
-        ] {
+        ];
+        for f in drawn {
             assert!((share(f) - 0.5).abs() < 0.05, "{}", share(f));
         }
         let hues = plans.iter().filter_map(|p| p.hue);
