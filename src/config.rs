@@ -491,7 +491,7 @@ impl Default for SgdConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GroupConfig {
-    /// Of everything outside the backbone's blocks.
+    /// Of everything outside `backbone.`.
     pub head_lr_multiplier: f64,
     /// Per block, counted from the last (BEiT, arXiv 2106.08254): lr · decay^(depth − i).
     pub layer_decay: f64,

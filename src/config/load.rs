@@ -56,6 +56,54 @@ pub fn to_yaml<H: Serialize>(config: &Config<H>) -> Result<String> {
     String::from_utf8(bytes).map_err(Error::usage)
 }
 
+/// The first key whose value differs, with both values; `None` for equal configs.
+///
+/// # Errors
+/// If the head's section has no YAML form.
+pub fn first_difference<H: Serialize>(
+    before: &Config<H>,
+    now: &Config<H>,
+) -> Result<Option<String>> {
+    let value =
+        |config| -> Result<Value> { serde_yaml::from_str(&to_yaml(config)?).map_err(Error::usage) };
+    Ok(differing("", &value(before)?, &value(now)?))
+}
+
+fn differing(path: &str, before: &Value, now: &Value) -> Option<String> {
+    let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+    match (before, now) {
+        (Value::Mapping(a), Value::Mapping(b)) if a.keys().eq(b.keys()) => {
+            a.iter().zip(b.values()).find_map(|((key, a), b)| differing(&below(&short(key)), a, b))
+        }
+        (Value::Sequence(a), Value::Sequence(b)) if a.len() == b.len() => a
+            .iter()
+            .zip(b)
+            .enumerate()
+            .find_map(|(i, (a, b))| differing(&below(&i.to_string()), a, b)),
+        _ => (before != now)
+            .then(|| format!("`{path}` was {} and is now {}", short(before), short(now))),
+    }
+}
+
+/// A value on one line.
+fn short(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(value) => value.to_string(),
+        Value::String(value) => value.clone(),
+        Value::Sequence(items) => {
+            format!("[{}]", items.iter().map(short).collect::<Vec<_>>().join(", "))
+        }
+        Value::Mapping(map) => {
+            let entries =
+                map.iter().map(|(key, value)| format!("{}: {}", short(key), short(value)));
+            format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
+        }
+        Value::Tagged(tagged) => format!("{} {}", tagged.tag, short(&tagged.value)),
+    }
+}
+
 fn located(path: &Path, error: &serde_yaml::Error) -> Error {
     let (reason, hint) = explain(error);
     let error = match error.location() {
@@ -244,6 +292,26 @@ eval: { mode: { slide: { crop: 512, stride: 341 } } }
                 .contains("the list has 3 entries")
         );
         assert!(message(with(&["device.x.y=1"])).contains("`device.x.y=1`"));
+    }
+
+    #[test]
+    fn a_difference_names_its_key() -> Result<()> {
+        let base = with(&[])?;
+        assert_eq!(first_difference(&base, &base)?, None);
+        let differing = |o: &str| first_difference(&base, &with(&[o]).unwrap()).unwrap().unwrap();
+        assert_eq!(
+            differing("optimizer.adamw.lr=0.01"),
+            "`optimizer.adamw.lr` was 0.001 and is now 0.01"
+        );
+        assert_eq!(
+            differing("data.train.transforms.1.random_crop.size=[126, 252]"),
+            "`data.train.transforms.1.random_crop.size.0` was 252 and is now 126"
+        );
+        assert_eq!(
+            differing("eval.mode=whole"),
+            "`eval.mode` was { slide: { crop: 512, stride: 341 } } and is now whole"
+        );
+        Ok(())
     }
 
     #[test]

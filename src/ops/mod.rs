@@ -20,6 +20,7 @@ mod losses;
 #[cfg(test)]
 mod map_tests;
 mod mlp_branch;
+pub mod optimizer;
 mod pool;
 mod resize;
 pub(crate) mod rows;
