@@ -1,0 +1,45 @@
+//! Every reference file in `tests/fixtures` agrees with this implementation, through `rescatter verify` itself.
+
+use std::path::Path;
+
+/// Verifies the files of the kinds whose names start with one of `prefixes`; there must be `count` of them.
+fn verify(prefixes: &[&str], count: usize) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let wanted = |path: &Path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.ends_with(".safetensors") && prefixes.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let mut files: Vec<_> = entries.filter(|path| wanted(path)).collect();
+    files.sort();
+    assert_eq!(files.len(), count, "reference files {prefixes:?} in {}", folder.display());
+    let output = assert_cmd::Command::cargo_bin("rescatter")
+        .unwrap()
+        .arg("verify")
+        .args(&files)
+        .output()
+        .unwrap();
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{table}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(table.lines().filter(|line| line.contains("): ok: ")).count(), count, "{table}");
+}
+
+#[test]
+fn the_vit_and_its_dispatch_agree_with_the_reference() {
+    verify(&["dyt_"], 12);
+}
+
+#[test]
+fn training_steps_agree_with_the_reference() {
+    verify(&["train_"], 3);
+}
+
+#[test]
+fn dense_features_agree_with_the_reference() {
+    verify(&["dense_"], 2);
+}
+
+#[test]
+fn maps_agree_with_the_reference() {
+    verify(&["resize_"], 21);
+}

@@ -1,0 +1,159 @@
+//! `rescatter verify`: runs reference files (weights, inputs, expected outputs and gradients) through the models.
+//!
+//! One file per family of kinds; each computes a file's outputs by name, and the comparison is here.
+
+mod fixture;
+mod maps;
+mod vit;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor};
+use serde::Serialize;
+
+use fixture::Fixture;
+
+/// Arguments of `rescatter verify`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Reference files.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Print one JSON array instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a family computed: tensors by the names of the file, `output.*` and `grad.*`.
+type Outputs = BTreeMap<String, Tensor>;
+
+/// Computes what the file expects; `None` for a kind that is not supported yet.
+fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
+    match fixture.kind.as_str() {
+        "dyt_vit" => vit::evaluation(fixture),
+        "dyt_vit_train" => vit::training(fixture),
+        "dense_features" => vit::dense_features(fixture),
+        "resize" => maps::resize(fixture),
+        _ => Ok(None),
+    }
+}
+
+/// Runs `rescatter verify`.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    let mut reports = Vec::new();
+    for path in &args.files {
+        let report = verify(path);
+        if !args.json {
+            report.print(&mut out)?;
+        }
+        reports.push(report);
+    }
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&reports)?)?;
+    }
+    Ok(if reports.iter().all(|report| report.passed) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// One file's result.
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    kind: String,
+    passed: bool,
+    /// Why nothing was compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    tensors: Vec<Comparison>,
+}
+
+/// One tensor's result.
+#[derive(Serialize)]
+struct Comparison {
+    name: String,
+    /// Largest |difference|; null where it is not a number.
+    difference: f64,
+    tolerance: f64,
+    passed: bool,
+}
+
+fn verify(path: &Path) -> Report {
+    let file = path.display().to_string();
+    let (kind, result) = match Fixture::read(path) {
+        Ok(fixture) => (fixture.kind.clone(), compare_all(&fixture)),
+        Err(error) => (String::new(), Err(error)),
+    };
+    match result {
+        Ok(tensors) => {
+            Report { file, kind, passed: tensors.iter().all(|t| t.passed), error: None, tensors }
+        }
+        Err(error) => Report {
+            file,
+            kind,
+            passed: false,
+            error: Some(format!("{error:#}")),
+            tensors: Vec::new(),
+        },
+    }
+}
+
+fn compare_all(fixture: &Fixture) -> Result<Vec<Comparison>> {
+    let Some(computed) = compute(fixture)? else { anyhow::bail!("not supported yet") };
+    ensure!(!fixture.tolerances.is_empty(), "the file expects nothing");
+    let compare = |(name, tolerance): (&String, &f64)| {
+        let computed = computed.get(name).with_context(|| format!("`{name}` was not computed"))?;
+        let difference =
+            difference(computed, fixture.get(name)?).with_context(|| format!("in `{name}`"))?;
+        // Written so that a difference that is not a number fails.
+        Ok(Comparison {
+            name: name.clone(),
+            difference,
+            tolerance: *tolerance,
+            passed: difference <= *tolerance,
+        })
+    };
+    fixture.tolerances.iter().map(compare).collect()
+}
+
+/// The largest |a − b|; not a number as soon as one element is none.
+fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
+    ensure!(a.dims() == b.dims(), "shape {:?} instead of {:?}", a.dims(), b.dims());
+    let values = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    let largest = |most: f64, d: f64| if d.is_nan() || d > most { d } else { most };
+    let pairs = values(a)?.into_iter().zip(values(b)?);
+    Ok(pairs
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most, d| if most.is_nan() { most } else { largest(most, d) }))
+}
+
+impl Report {
+    fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
+        for Comparison { name, difference, tolerance, passed } in &self.tensors {
+            let verdict = if *passed { "ok" } else { "FAILED" };
+            writeln!(out, "  {name:<44} {difference:9.2e}  tolerance {tolerance:8.2e}  {verdict}")?;
+        }
+        let verdict = if self.passed { "ok" } else { "FAILED" };
+        match &self.error {
+            Some(error) => writeln!(out, "{} ({}): {verdict}: {error}", self.file, self.kind),
+            None => {
+                let share =
+                    self.tensors.iter().map(|t| t.difference / t.tolerance.max(f64::MIN_POSITIVE));
+                let worst = 100.0 * share.fold(0.0, f64::max);
+                let count = self.tensors.len();
+                writeln!(
+                    out,
+                    "{} ({}): {verdict}: {count} tensors, worst {worst:.1} % of its tolerance",
+                    self.file, self.kind
+                )
+            }
+        }
+    }
+}
