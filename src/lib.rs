@@ -11,6 +11,7 @@ pub mod backbone;
 pub mod config;
 pub mod data;
 pub mod dispatch;
+pub mod draw;
 pub mod engine;
 pub mod error;
 pub mod fs;

@@ -47,6 +47,16 @@ impl ImageFolder {
             .collect();
         Ok(Self { root: config.root.clone(), images, classes, on_error: config.on_error, pipeline })
     }
+
+    /// The file of image `index`.
+    pub fn path(&self, index: usize) -> PathBuf {
+        self.root.join(&self.images[index].0)
+    }
+
+    /// The class of image `index`.
+    pub fn class(&self, index: usize) -> u32 {
+        self.images[index].1
+    }
 }
 
 fn check_folders(config: &ImageFolderConfig, found: &[String], classes: &[String]) -> Result<()> {
