@@ -1,0 +1,89 @@
+//! What a checkpoint says about the model that it belongs to.
+
+use std::fmt::{Display, Formatter};
+
+use super::checkpoint::Tensors;
+
+/// The sizes of a vision transformer, read off its tensors (timm's names).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Width of a token.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Side of a patch in pixels.
+    pub patch: usize,
+    /// Hidden width of the MLP.
+    pub hidden: usize,
+    /// Whether blocks scale their branches.
+    pub layer_scale: bool,
+    /// Register tokens.
+    pub registers: usize,
+    /// Rows of the position embedding.
+    pub positions: usize,
+}
+
+impl Layout {
+    /// The layout of a backbone whose names start with `prefix` (with its dot, or empty); `None` if it is not a ViT.
+    pub fn of(tensors: &Tensors, prefix: &str) -> Option<Self> {
+        let dims = |name: &str| Some(tensors.get(&format!("{prefix}{name}"))?.dims());
+        let &[width, 3, patch, _] = dims("patch_embed.proj.weight")? else { return None };
+        let block = |name: &str| {
+            name.strip_prefix(prefix)?.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
+        };
+        let depth =
+            tensors.keys().filter_map(|name| block(name)).max().map_or(0, |last: usize| last + 1);
+        Some(Self {
+            width,
+            depth,
+            patch,
+            hidden: *dims("blocks.0.mlp.fc1.weight")?.first()?,
+            layer_scale: dims("blocks.0.ls1.gamma").is_some(),
+            registers: dims("reg_token").map_or(0, |dims| dims.get(1).copied().unwrap_or(0)),
+            positions: dims("pos_embed").and_then(|dims| dims.get(1).copied()).unwrap_or(0),
+        })
+    }
+
+    /// The named size of this width and depth in a config.
+    pub fn arch(&self) -> Option<&'static str> {
+        match (self.width, self.depth) {
+            (192, 12) => Some("vit_ti"),
+            (384, 12) => Some("vit_s"),
+            (768, 12) => Some("vit_b"),
+            (1024, 24) => Some("vit_l"),
+            (1280, 32) => Some("vit_h"),
+            _ => None,
+        }
+    }
+
+    /// The lines of a config's `backbone` section that fit the file.
+    pub fn config(&self) -> String {
+        let size = match self.arch() {
+            Some(arch) => format!("arch: {arch}"),
+            None => format!("embed_dim: {}, depth: {}, num_heads: …", self.width, self.depth),
+        };
+        let registers = if self.registers > 0 {
+            format!(", reg_tokens: {}", self.registers)
+        } else {
+            String::new()
+        };
+        format!("{size}, patch_size: {}, layer_scale: {}{registers}", self.patch, self.layer_scale)
+    }
+}
+
+impl Display for Layout {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let Self { width, depth, patch, hidden, positions, .. } = self;
+        write!(
+            f,
+            "ViT of width {width}, depth {depth}, MLP {hidden}, patch {patch}, {positions} positions"
+        )?;
+        if self.layer_scale {
+            f.write_str(", layer scale")?;
+        }
+        match self.registers {
+            0 => Ok(()),
+            count => write!(f, ", {count} registers"),
+        }
+    }
+}

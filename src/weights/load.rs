@@ -1,0 +1,381 @@
+//! A pretrained checkpoint into a model, with a report of what went where.
+
+use std::collections::BTreeSet;
+use std::fmt::{Display, Formatter};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+
+use super::checkpoint::Tensors;
+use super::layout::Layout;
+use super::names::{NameMap, to_timm};
+use super::{File, Format, sha256};
+use crate::backbone::resize_pos_embed;
+use crate::params::ParamStore;
+use crate::{Error, Result};
+
+/// Parts of names that the method adds to a pretrained backbone. They may be missing in a file that holds none of the
+/// kind, and a file may hold them although the model does not.
+const ADDED: [&str; 6] =
+    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2."];
+
+/// Layers with one row per class: with another number of classes they start anew.
+const CLASSIFIERS: [&str; 2] = ["head.", "conv_seg."];
+
+/// Where a checkpoint goes.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions<'a> {
+    /// The backbone's prefix in the store, without a dot; empty if its names have none.
+    pub prefix: &'a str,
+    /// Rows and columns of the model's position embedding.
+    pub grid: (usize, usize),
+    /// Further parts of backbone names that the file may lack.
+    pub may_lack: &'a [&'a str],
+}
+
+impl LoadOptions<'_> {
+    /// A backbone below `backbone.` with a position embedding of `grid`.
+    pub fn backbone([rows, columns]: [usize; 2]) -> Self {
+        Self { prefix: "backbone", grid: (rows, columns), may_lack: &[] }
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// The name below the prefix.
+    fn below<'n>(&self, name: &'n str) -> Option<&'n str> {
+        if self.prefix.is_empty() {
+            Some(name)
+        } else {
+            name.strip_prefix(self.prefix)?.strip_prefix('.')
+        }
+    }
+}
+
+/// What became of the tensors of a file and of the model's parameters.
+#[derive(Debug, Clone)]
+pub struct LoadReport {
+    /// The file.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub format: Format,
+    /// Whose names it uses.
+    pub map: NameMap,
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// Parameters that were loaded.
+    pub matched: Vec<String>,
+    /// Parameters that the file lacks and that keep their initial values.
+    pub missing: Vec<String>,
+    /// Tensors of the file that the model lacks, under the model's names.
+    pub unexpected: Vec<String>,
+    /// Position embeddings that were adapted, and how.
+    pub resized: Vec<String>,
+    /// Tensors that belong to pretraining, under the file's names.
+    pub ignored: Vec<String>,
+}
+
+impl Display for LoadReport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let Self { path, format, map, sha256, matched, .. } = self;
+        write!(
+            f,
+            "{}: {} parameters loaded ({format}, {map} names, sha256 {})",
+            path.display(),
+            matched.len(),
+            &sha256[..12]
+        )?;
+        for (what, names) in [
+            ("resized", &self.resized),
+            ("new", &self.missing),
+            ("unexpected", &self.unexpected),
+            ("ignored", &self.ignored),
+        ] {
+            if !names.is_empty() {
+                write!(f, "\n  {what:<10} {}", few(names))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Put the checkpoint `path` of any supported format and naming into `store`.
+///
+/// Position embeddings of another grid are resized; a class part is added to the class token or left out as the model
+/// wants it. Everything is checked before the first parameter changes.
+///
+/// # Errors
+/// If the file cannot be read, belongs to another model, or lacks a parameter that the method does not add; the message
+/// names the file, the first offending tensor, and the cure.
+pub fn load_pretrained(
+    path: &Path,
+    store: &ParamStore,
+    options: &LoadOptions,
+) -> Result<LoadReport> {
+    let file = File::read(path)?;
+    let renamed = to_timm(&file.tensors).map_err(|error| {
+        Error::file(path, error)
+            .with_hint("`rescatter weights list` shows which checkpoints are supported")
+    })?;
+    let mut loading = Loading {
+        path,
+        store,
+        options,
+        tensors: renamed
+            .tensors
+            .into_iter()
+            .map(|(name, tensor)| (placed(name, renamed.map, options), tensor))
+            .collect(),
+        map: renamed.map,
+        ignored: renamed.ignored,
+    };
+    loading.leave_other_classifiers();
+    let resized = loading.fit_positions()?;
+    loading.check_shapes()?;
+    let missing = loading.missing()?;
+    let unexpected = loading.unexpected()?;
+    let mut matched = vec![];
+    for (name, tensor) in &loading.tensors {
+        if store.get(name).is_some() {
+            store.set(name, tensor)?;
+            matched.push(name.clone());
+        }
+    }
+    let Loading { map, ignored, .. } = loading;
+    let (format, sha256) = (file.format, sha256(path)?);
+    Ok(LoadReport {
+        path: path.into(),
+        format,
+        map,
+        sha256,
+        matched,
+        missing,
+        unexpected,
+        resized,
+        ignored,
+    })
+}
+
+/// The model's name of a renamed tensor.
+fn placed(name: String, map: NameMap, options: &LoadOptions) -> String {
+    if map == NameMap::Segmentor || name.starts_with("head.") {
+        return name;
+    }
+    if name == "query_token" || name.starts_with("attentive_blocks.") {
+        return format!("temporal_head.{name}");
+    }
+    options.full(&name)
+}
+
+struct Loading<'a> {
+    path: &'a Path,
+    store: &'a ParamStore,
+    options: &'a LoadOptions<'a>,
+    /// Under the model's names.
+    tensors: Tensors,
+    map: NameMap,
+    ignored: Vec<String>,
+}
+
+impl Loading<'_> {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.store.get(name).map(|param| param.var.dims().to_vec())
+    }
+
+    /// A classifier of other classes, or of a task that the model does not do, is no part of it.
+    fn leave_other_classifiers(&mut self) {
+        let classifier = |name: &str| {
+            self.options.below(name).is_none_or(|rest| rest.starts_with("head."))
+                && CLASSIFIERS.iter().any(|part| name.contains(part))
+        };
+        let others: Vec<String> = self
+            .tensors
+            .iter()
+            .filter(|(name, tensor)| {
+                classifier(name) && self.shape(name).as_deref() != Some(tensor.dims())
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in others {
+            self.tensors.remove(&name);
+            self.ignored.push(name);
+        }
+    }
+
+    /// The first tensor whose shape differs stops the loading.
+    fn check_shapes(&self) -> Result<()> {
+        for (name, tensor) in &self.tensors {
+            if let Some(shape) = self.shape(name).filter(|shape| shape != tensor.dims()) {
+                let reason = format!(
+                    "`{name}` is {:?} in the file and {shape:?} in the model",
+                    tensor.dims()
+                );
+                return Err(Error::file(self.path, reason).with_hint(self.fitting_config()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Parameters that the file lacks; an error unless all of them are new by nature.
+    fn missing(&self) -> Result<Vec<String>> {
+        let missing: Vec<String> = self
+            .store
+            .all()
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| !self.tensors.contains_key(name))
+            .collect();
+        let parts: BTreeSet<&str> =
+            self.tensors.keys().filter_map(|name| name.split('.').next()).collect();
+        let needed: Vec<String> =
+            missing.iter().filter(|name| !self.may_lack(name, &parts)).cloned().collect();
+        if needed.is_empty() {
+            return Ok(missing);
+        }
+        let reason = format!("lacks parameters of the model: {}", few(&needed));
+        Err(Error::file(self.path, reason).with_hint(self.fitting_config()))
+    }
+
+    fn may_lack(&self, name: &str, parts: &BTreeSet<&str>) -> bool {
+        let Some(rest) = self.options.below(name) else {
+            // A head is in the file as a whole or not at all, but for layers of other classes.
+            let part = name.split('.').next().unwrap_or_default();
+            return !parts.contains(part) || CLASSIFIERS.iter().any(|part| name.contains(part));
+        };
+        if let Some(kind) = ADDED.iter().find(|kind| rest.contains(**kind)) {
+            return !self.tensors.keys().any(|name| name.contains(kind));
+        }
+        // The segmentation model of [DyT] has no final norm, because its head reads the blocks themselves.
+        let norm = self.map == NameMap::Segmentor && rest.starts_with("norm.");
+        norm || self.options.may_lack.iter().any(|part| rest.contains(part))
+    }
+
+    /// Tensors that the model lacks; an error where leaving them out would change what the backbone computes.
+    fn unexpected(&self) -> Result<Vec<String>> {
+        let unexpected: Vec<String> =
+            self.tensors.keys().filter(|name| self.store.get(name).is_none()).cloned().collect();
+        let part_of_backbone = |name: &&String| {
+            self.options
+                .below(name)
+                .is_some_and(|rest| !ADDED.iter().any(|kind| rest.contains(kind)))
+        };
+        let wrong: Vec<String> = unexpected.iter().filter(part_of_backbone).cloned().collect();
+        let Some(first) = wrong.first() else { return Ok(unexpected) };
+        let cure = if first.contains("relative_position_bias_table") {
+            "this ViT has no relative position bias; use a checkpoint that was trained without (use_rel_pos_bias=False)".into()
+        } else if first.contains("dist_token") {
+            "distilled DeiT models are not supported; use the plain one".into()
+        } else {
+            self.fitting_config()
+        };
+        let reason = format!("holds parts that the model does not have: {}", few(&wrong));
+        Err(Error::file(self.path, reason).with_hint(cure))
+    }
+
+    /// What the `backbone` section must say for this file.
+    fn fitting_config(&self) -> String {
+        let prefix = self.options.full("");
+        match Layout::of(&self.tensors, &prefix) {
+            Some(layout) => format!("the file holds a {layout}; a config that fits it says `backbone: {{ {} }}`", layout.config()),
+            None => "the file holds no vision transformer of this kind; `rescatter weights inspect` shows its tensors".into(),
+        }
+    }
+
+    /// Bring the position embedding to the model's grid and prefix.
+    fn fit_positions(&mut self) -> Result<Vec<String>> {
+        let name = self.options.full("pos_embed");
+        let (Some(stored), Some(shape)) = (self.tensors.get(&name).cloned(), self.shape(&name))
+        else {
+            return Ok(vec![]);
+        };
+        let (&[1, rows, width], &[_, model_rows, model_width]) = (stored.dims(), &shape[..]) else {
+            return Ok(vec![]);
+        };
+        if width != model_width {
+            // `check_shapes` says what is wrong.
+            return Ok(vec![]);
+        }
+        let to = self.options.grid;
+        let Some(model_prefix) = model_rows.checked_sub(to.0 * to.1) else {
+            return Err(Error::usage(format!(
+                "`{name}` has {model_rows} rows, fewer than the grid {}×{}",
+                to.0, to.1
+            )));
+        };
+        let registers = self
+            .tensors
+            .get(&self.options.full("reg_token"))
+            .map_or(Ok(0), |token| token.dim(1))?;
+        let Some((prefix, from)) = source_grid(rows, registers, to) else {
+            let reason = format!("`pos_embed` has {rows} rows, which are no square grid");
+            return Err(Error::file(self.path, reason)
+                .with_hint("set `backbone.pos_embed_grid` to its rows and columns"));
+        };
+        let resized = resize_pos_embed(&stored.to_dtype(DType::F32)?, prefix, from, to)?;
+        let fitted = self.fit_prefix(&resized, prefix, model_prefix)?;
+        self.tensors.insert(name, fitted);
+        let mut notes = vec![];
+        if from != to {
+            notes.push(format!("pos_embed {}×{} → {}×{}", from.0, from.1, to.0, to.1));
+        }
+        if prefix != model_prefix {
+            notes.push(format!("pos_embed of {prefix} prefix tokens → {model_prefix}"));
+        }
+        Ok(notes)
+    }
+
+    /// Rows for `prefix` class and register tokens → rows for `wanted`.
+    fn fit_prefix(&mut self, positions: &Tensor, prefix: usize, wanted: usize) -> Result<Tensor> {
+        if prefix == wanted {
+            return Ok(positions.clone());
+        }
+        let (_, rows, width) = positions.dims3()?;
+        let patches = positions.narrow(1, prefix, rows - prefix)?.contiguous()?;
+        if wanted == 0 {
+            // The tokens take their own rows with them: (token + position) is all that the blocks ever see.
+            for (index, token) in ["cls_token", "reg_token"].into_iter().enumerate().take(prefix) {
+                let name = self.options.full(token);
+                let Some(value) = self.tensors.get(&name) else { continue };
+                let count = value.dim(1)?;
+                let own = positions.narrow(1, index, count)?;
+                let sum = (value.to_dtype(DType::F32)? + own)?;
+                self.tensors.insert(name, sum);
+            }
+            return Ok(patches);
+        }
+        if prefix > wanted {
+            let reason =
+                format!("`pos_embed` is for {prefix} prefix tokens, the model has {wanted}");
+            return Err(Error::file(self.path, reason).with_hint(self.fitting_config()));
+        }
+        // DINOv2 gives its registers no position.
+        let none = Tensor::zeros((1, wanted - prefix, width), DType::F32, positions.device())?;
+        Ok(Tensor::cat(&[&positions.narrow(1, 0, prefix)?, &none, &patches], 1)?)
+    }
+}
+
+/// How many of a stored position embedding's rows belong to prefix tokens, and the grid of the others: the model's own
+/// grid if it fits, else a square.
+fn source_grid(
+    rows: usize,
+    registers: usize,
+    model: (usize, usize),
+) -> Option<(usize, (usize, usize))> {
+    let prefixes = [1 + registers, 1, 0];
+    let patches = |prefix: usize| rows.checked_sub(prefix).filter(|&patches| patches > 0);
+    let same = prefixes.into_iter().find(|&prefix| patches(prefix) == Some(model.0 * model.1));
+    same.map(|prefix| (prefix, model)).or_else(|| {
+        prefixes.into_iter().find_map(|prefix| {
+            let patches = patches(prefix)?;
+            let side = patches.isqrt();
+            (side * side == patches).then_some((prefix, (side, side)))
+        })
+    })
+}
+
+/// The first three names and how many there are.
+fn few(names: &[String]) -> String {
+    let first = names.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > 3 { format!("{first}, … ({} in all)", names.len()) } else { first }
+}
