@@ -1,0 +1,506 @@
+//! Every published layout loads with nothing unmatched, and a file that does not fit is refused with its cure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use rescatter::backbone::Vit;
+use rescatter::backbone::pyramid::DytPyramid;
+use rescatter::config::{
+    AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, TuningConfig, Variant,
+};
+use rescatter::params::ParamStore;
+use rescatter::weights::names::{NameMap, to_timm};
+use rescatter::weights::{File, Format, LoadOptions, checkpoint, load_pretrained, sha256};
+
+type Shapes = BTreeMap<String, Vec<usize>>;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+/// One `name d0 d1 …` per line.
+fn keys(name: &str) -> Shapes {
+    let text = std::fs::read_to_string(fixture(&format!("keys/{name}.txt"))).unwrap();
+    text.lines()
+        .map(|line| {
+            let mut words = line.split(' ');
+            (words.next().unwrap().to_owned(), words.map(|word| word.parse().unwrap()).collect())
+        })
+        .collect()
+}
+
+/// Tensors of these shapes without memory of their own.
+fn tensors(shapes: &Shapes) -> checkpoint::Tensors {
+    let one = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
+    let tensor = |shape: &Vec<usize>| {
+        one.broadcast_as(shape.as_slice()).or_else(|_| one.reshape(())).unwrap()
+    };
+    shapes.iter().map(|(name, shape)| (name.clone(), tensor(shape))).collect()
+}
+
+/// The renamed shapes and what was ignored.
+fn renamed(list: &str, map: NameMap) -> (Shapes, Vec<String>) {
+    let renamed = to_timm(&tensors(&keys(list))).unwrap();
+    assert_eq!(renamed.map, map, "{list}");
+    (
+        renamed.tensors.iter().map(|(name, t)| (name.clone(), t.dims().to_vec())).collect(),
+        renamed.ignored,
+    )
+}
+
+/// `list` without the tensors whose names start with one of `prefixes`.
+fn without(list: Shapes, prefixes: &[&str]) -> Shapes {
+    list.into_iter()
+        .filter(|(name, _)| !prefixes.iter().any(|prefix| name.starts_with(prefix)))
+        .collect()
+}
+
+#[test]
+fn google_and_hugging_face_vit_become_timms() {
+    let timm = keys("timm_vit_base_patch16_224");
+    let (own, ignored) = renamed("timm_vit_base_patch16_224", NameMap::Timm);
+    assert!(own == timm && ignored.is_empty());
+
+    let (google, ignored) = renamed("google_vit_b_16", NameMap::Google);
+    assert_eq!(google["head.weight"], [21843, 768]);
+    assert_eq!(without(google, &["head."]), without(timm.clone(), &["head."]));
+    assert_eq!(ignored, ["pre_logits/bias", "pre_logits/kernel"]);
+
+    let (classifier, ignored) = renamed("hf_google_vit_base_patch16_224", NameMap::HuggingFaceVit);
+    assert_eq!(classifier, timm);
+    assert!(ignored.is_empty());
+
+    let (model, ignored) = renamed("hf_google_vit_base_patch16_224_in21k", NameMap::HuggingFaceVit);
+    assert_eq!(model, without(timm, &["head."]));
+    assert_eq!(ignored, ["pooler.dense.bias", "pooler.dense.weight"]);
+}
+
+#[test]
+fn every_dinov2_layout_becomes_timms() {
+    let timm = keys("timm_vit_small_patch14_dinov2");
+    assert_eq!(renamed("timm_vit_small_patch14_dinov2", NameMap::Timm).0, timm);
+    for list in ["dinov2_vits14", "dinov2_vits14_chunked"] {
+        assert_eq!(
+            renamed(list, NameMap::Dinov2),
+            (timm.clone(), vec!["mask_token".into()]),
+            "{list}"
+        );
+    }
+    let hugging_face = renamed("hf_facebook_dinov2_small", NameMap::HuggingFaceDinov2);
+    assert_eq!(hugging_face, (timm, vec!["embeddings.mask_token".into()]));
+
+    // timm keeps no class row in the position embedding of the models with registers; the loader moves it.
+    let mut registers = keys("timm_vit_small_patch14_reg4_dinov2");
+    assert_eq!(renamed("timm_vit_small_patch14_reg4_dinov2", NameMap::Timm).0, registers);
+    registers.insert("pos_embed".into(), vec![1, 1370, 384]);
+    assert_eq!(renamed("dinov2_vits14_reg4", NameMap::Dinov2).0, registers);
+    assert_eq!(
+        renamed("hf_facebook_dinov2_with_registers_small", NameMap::HuggingFaceDinov2).0,
+        registers
+    );
+}
+
+/// A ViT of timm's tiny fixture (width 8, depth 2, patch 4, grid 3 × 3) unless changed.
+fn tiny() -> BackboneConfig {
+    BackboneConfig {
+        arch: None,
+        embed_dim: Some(8),
+        depth: Some(2),
+        num_heads: Some(2),
+        mlp_ratio: Some(2.0),
+        patch_size: 4,
+        layer_scale: false,
+        reg_tokens: 0,
+        no_embed_class: false,
+        pos_embed_grid: [3, 3],
+        weights: None,
+        drop_path: 0.0,
+    }
+}
+
+fn store(cfg: &BackboneConfig, variant: Variant) -> ParamStore {
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
+    let adapter = AdapterConfig { bottleneck: 4, scale: 0.1, dropout: 0.0, experts: 1 };
+    let tuning = TuningConfig {
+        backbone: BackboneTuning::Frozen,
+        adapter: (variant != Variant::None).then_some(adapter),
+    };
+    let dispatch = DispatchConfig { variant, ..DispatchConfig::default() };
+    Vit::new(cfg, &dispatch, &tuning, &[0], &store.root().pp("backbone")).unwrap();
+    store
+}
+
+fn options(cfg: &BackboneConfig) -> LoadOptions<'static> {
+    LoadOptions::backbone(cfg.pos_embed_grid)
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn loaded(store: &ParamStore, name: &str) -> Vec<f32> {
+    values(store.get(name).unwrap().var.as_tensor())
+}
+
+/// What `make.py` fills a tensor with.
+fn filling(name: &str, count: usize) -> Vec<f32> {
+    (0..count).map(|i| (i % 256) as f32 / 8.0 + name.len() as f32).collect()
+}
+
+#[test]
+fn the_published_dyt_files_match_the_model_by_name() {
+    let twelve = BackboneConfig { depth: Some(12), ..tiny() };
+    let store = store(&twelve, Variant::Mlp);
+    DytPyramid::new(8, &store.root().pp("backbone")).unwrap();
+    let all: BTreeSet<String> = store.all().into_iter().map(|(name, _)| name).collect();
+    let names = |list: &Shapes, keep: &str| -> BTreeSet<String> {
+        list.keys().filter(|name| name.contains(keep)).cloned().collect()
+    };
+
+    let image = renamed("dyt_image_vit_b16", NameMap::Dyt).0;
+    let own: BTreeSet<String> =
+        all.iter().filter(|n| !n.contains("fpn")).map(|n| n.replacen("backbone.", "", 1)).collect();
+    assert_eq!(names(&without(image, &["head."]), ""), own);
+
+    let video = renamed("dyt_video_vit_b16", NameMap::Dyt).0;
+    assert_eq!(
+        names(&without(video.clone(), &["head.", "query_token", "attentive_blocks."]), ""),
+        own
+    );
+    assert_eq!(names(&video, "attentive_blocks.").len(), 6 + 7);
+
+    let (segmentation, ignored) = renamed("dyt_segmentation_vit_b16", NameMap::Segmentor);
+    let expected: BTreeSet<String> =
+        all.iter().filter(|n| !n.starts_with("backbone.norm.")).cloned().collect();
+    assert_eq!(names(&segmentation, "backbone."), expected);
+    assert!(ignored.iter().all(|name| name.ends_with("num_batches_tracked")));
+}
+
+/// The same transformer in every container and naming.
+#[test]
+fn the_same_model_loads_from_every_format() {
+    let cases = [
+        ("vit_zip.pth", Format::TorchZip, NameMap::Timm),
+        ("vit_protocol4.pth", Format::TorchZip, NameMap::Timm),
+        ("vit_legacy.pth", Format::TorchLegacy, NameMap::Timm),
+        ("vit_f16.safetensors", Format::Safetensors, NameMap::Timm),
+        ("vit_bf16.safetensors", Format::Safetensors, NameMap::Timm),
+        ("vit.npz", Format::Npz, NameMap::Google),
+        ("nested.pth", Format::TorchZip, NameMap::Timm),
+        ("nested_legacy.pth", Format::TorchLegacy, NameMap::Timm),
+    ];
+    for (name, format, map) in cases {
+        let path = fixture(&format!("weights/{name}"));
+        let store = store(&tiny(), Variant::Mlp);
+        let report = load_pretrained(&path, &store, &options(&tiny())).unwrap();
+        assert_eq!((report.format, report.map), (format, map), "{name}");
+        assert_eq!(report.matched.len(), 4 + 2 * 12 + 2, "{name}");
+        assert!(
+            report.missing.iter().all(|n| n.contains("adaptmlp.") || n.contains("token_select.")),
+            "{name}"
+        );
+        assert_eq!(report.missing.len(), 2 * (4 + 2), "{name}");
+        assert!(report.unexpected.is_empty() && report.resized.is_empty(), "{name}: {report}");
+        assert_eq!(report.ignored, ["head.bias", "head.weight"], "{name}");
+        for parameter in &report.matched {
+            let own = parameter.strip_prefix("backbone.").unwrap();
+            let found = loaded(&store, parameter);
+            let rounding = if name.contains("bf16") {
+                0.2
+            } else if name.contains("f16") {
+                0.02
+            } else {
+                0.0
+            };
+            for (found, expected) in found.iter().zip(filling(own, found.len())) {
+                assert!(
+                    (found - expected).abs() <= rounding,
+                    "{name}: {parameter}: {found} for {expected}"
+                );
+            }
+        }
+        assert_eq!(report.sha256, sha256(&path).unwrap());
+    }
+}
+
+#[test]
+fn views_shared_memory_and_every_type_of_torch_are_read() {
+    for name in ["odd.pth", "odd_legacy.pth"] {
+        let file = File::read(&fixture(&format!("weights/{name}"))).unwrap();
+        let shapes: BTreeMap<&str, (DType, Vec<usize>)> = file
+            .tensors
+            .iter()
+            .map(|(n, t)| (n.as_str(), (t.dtype(), t.dims().to_vec())))
+            .collect();
+        let expected = BTreeMap::from([
+            ("transposed", (DType::F32, vec![3, 5])),
+            ("row_of_a_matrix", (DType::F32, vec![6])),
+            ("column_of_a_matrix", (DType::F32, vec![6])),
+            ("permuted", (DType::F32, vec![2, 3, 4])),
+            ("channels_last", (DType::F32, vec![2, 3, 2, 2])),
+            ("tied", (DType::F32, vec![4])),
+            ("tied_again", (DType::F32, vec![4])),
+            ("parameter", (DType::F32, vec![2, 2])),
+            ("scalar", (DType::F32, vec![])),
+            ("empty", (DType::F32, vec![0, 3])),
+            ("f16", (DType::F16, vec![3])),
+            ("bf16", (DType::BF16, vec![3])),
+            ("f64", (DType::F64, vec![3])),
+            ("i64", (DType::I64, vec![2])),
+            ("i32", (DType::I32, vec![2])),
+            ("bool", (DType::U8, vec![2])),
+        ]);
+        assert_eq!(shapes, expected, "{name}");
+        for (own, tensor) in &file.tensors {
+            match (own.as_str(), tensor.dtype()) {
+                ("tied_again", _) => assert_eq!(values(tensor), filling("tied", 4)),
+                ("i64", _) => assert_eq!(tensor.to_vec1::<i64>().unwrap(), [-3, 4]),
+                ("i32", _) => assert_eq!(tensor.to_vec1::<i32>().unwrap(), [-3, 4]),
+                ("bool", _) => assert_eq!(tensor.to_vec1::<u8>().unwrap(), [1, 0]),
+                _ => assert_eq!(values(tensor), filling(own, tensor.elem_count()), "{name}: {own}"),
+            }
+        }
+    }
+    let nested = File::read(&fixture("weights/nested.pth")).unwrap();
+    assert_eq!(nested.nesting, ["model"]);
+    assert_eq!(nested.beside, ["optimizer", "epoch", "args", "scaler"]);
+}
+
+#[test]
+fn a_python_object_is_refused_and_not_built() {
+    let error = File::read(&fixture("weights/whole_module.pth")).unwrap_err();
+    assert!(
+        error.to_string().contains("whole_module.pth") && error.to_string().contains("Linear"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("state_dict()"));
+}
+
+#[test]
+fn a_truncated_file_of_any_format_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["vit_zip.pth", "vit_legacy.pth", "vit_f16.safetensors", "vit.npz"] {
+        let bytes = std::fs::read(fixture(&format!("weights/{name}"))).unwrap();
+        let path = folder.path().join(name);
+        for length in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            let error = File::read(&path)
+                .err()
+                .unwrap_or_else(|| panic!("{name} cut to {length} bytes was read"));
+            assert!(
+                error.to_string().contains(name) && error.hint().is_some(),
+                "{length}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_no_checkpoint_is_named_as_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&[u8], &str); 5] = [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}", "pickle"),
+        (b"hello, world", "known format"),
+    ];
+    for (bytes, expected) in cases {
+        let path = folder.path().join("weights.pth");
+        std::fs::write(&path, bytes).unwrap();
+        let error = File::read(&path).unwrap_err();
+        assert!(error.to_string().contains(expected) && error.hint().is_some(), "{error}");
+    }
+    assert!(File::read(folder.path()).unwrap_err().to_string().contains("folder"));
+}
+
+/// Bicubic interpolation keeps a constant and, away from the border, a ramp.
+#[test]
+fn a_position_embedding_of_another_grid_is_resized() {
+    let cfg = BackboneConfig { pos_embed_grid: [6, 9], ..tiny() };
+    let store = store(&cfg, Variant::None);
+    let report = load_pretrained(&fixture("weights/vit_zip.pth"), &store, &options(&cfg)).unwrap();
+    assert_eq!(report.resized, ["pos_embed 3×3 → 6×9"]);
+    let found = loaded(&store, "backbone.pos_embed");
+    assert_eq!(found.len(), (1 + 6 * 9) * 8);
+    let stored = filling("pos_embed", 10 * 8);
+    assert_eq!(found[..8], stored[..8], "the class row stays");
+    // The stored rows rise by 1 per column and by 3 per row; the centre of both grids is the same place.
+    let middle: Vec<f32> = (0..8)
+        .map(|c| (found[(1 + 2 * 9 + 4) * 8 + c] + found[(1 + 3 * 9 + 4) * 8 + c]) / 2.0)
+        .collect();
+    for (found, expected) in middle.iter().zip(&stored[5 * 8..]) {
+        assert!((found - expected).abs() < 1e-5, "{found} for {expected}");
+    }
+}
+
+#[test]
+fn class_rows_of_the_position_embedding_move_into_the_tokens() {
+    let cfg = BackboneConfig { no_embed_class: true, ..tiny() };
+    let store = store(&cfg, Variant::None);
+    let report = load_pretrained(&fixture("weights/vit_zip.pth"), &store, &options(&cfg)).unwrap();
+    assert_eq!(report.resized, ["pos_embed of 1 prefix tokens → 0"]);
+    let positions = filling("pos_embed", 10 * 8);
+    assert_eq!(loaded(&store, "backbone.pos_embed"), positions[8..]);
+    let class: Vec<f32> =
+        filling("cls_token", 8).iter().zip(&positions).map(|(a, b)| a + b).collect();
+    assert_eq!(loaded(&store, "backbone.cls_token"), class);
+}
+
+/// The file's tensors under DINOv2's names with two registers and layer scale.
+fn with_registers(folder: &Path) -> PathBuf {
+    let mut tensors = File::read(&fixture("weights/vit_zip.pth")).unwrap().tensors;
+    let vector = |n: usize| Tensor::new(filling("reg", n), &Device::Cpu).unwrap();
+    tensors.insert("register_tokens".into(), vector(16).reshape((1, 2, 8)).unwrap());
+    tensors.insert("mask_token".into(), vector(8).reshape((1, 8)).unwrap());
+    for name in ["blocks.0.ls1", "blocks.0.ls2", "blocks.1.ls1", "blocks.1.ls2"] {
+        tensors.insert(format!("{name}.gamma"), vector(8));
+    }
+    let path = folder.join("dinov2_reg.safetensors");
+    checkpoint::write(&path, &tensors, &checkpoint::Metadata::new()).unwrap();
+    path
+}
+
+#[test]
+fn registers_without_positions_get_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = with_registers(folder.path());
+    let cfg = BackboneConfig { reg_tokens: 2, layer_scale: true, ..tiny() };
+    let store = store(&cfg, Variant::None);
+    let report = load_pretrained(&path, &store, &options(&cfg)).unwrap();
+    assert_eq!((report.map, report.missing.len()), (NameMap::Dinov2, 0));
+    let (found, stored) = (loaded(&store, "backbone.pos_embed"), filling("pos_embed", 80));
+    assert_eq!(found[..8], stored[..8]);
+    assert!(found[8..24].iter().all(|&value| value == 0.0));
+    assert_eq!(found[24..], stored[8..]);
+    assert_eq!(loaded(&store, "backbone.reg_token"), filling("reg", 16));
+}
+
+#[test]
+fn the_wrong_model_is_refused_before_anything_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let registers = with_registers(folder.path());
+    let plain = fixture("weights/vit_zip.pth");
+    let cases = [
+        (
+            &plain,
+            BackboneConfig { embed_dim: Some(16), ..tiny() },
+            "is [8] in the file and [16] in the model",
+            "embed_dim: 8",
+        ),
+        (
+            &plain,
+            BackboneConfig { patch_size: 2, ..tiny() },
+            "patch_embed.proj.weight",
+            "patch_size: 4",
+        ),
+        (
+            &plain,
+            BackboneConfig { depth: Some(3), ..tiny() },
+            "lacks parameters of the model: backbone.blocks.2",
+            "depth: 2",
+        ),
+        (
+            &plain,
+            BackboneConfig { depth: Some(1), ..tiny() },
+            "parts that the model does not have: backbone.blocks.1",
+            "depth: 2",
+        ),
+        (
+            &plain,
+            BackboneConfig { layer_scale: true, ..tiny() },
+            "lacks parameters of the model: backbone.blocks.0.ls1",
+            "layer_scale: false",
+        ),
+        (
+            &plain,
+            BackboneConfig { reg_tokens: 2, ..tiny() },
+            "lacks parameters of the model: backbone.reg_token",
+            "backbone: {",
+        ),
+        (
+            &registers,
+            BackboneConfig { layer_scale: true, ..tiny() },
+            "backbone.reg_token",
+            "reg_tokens: 2",
+        ),
+        (
+            &registers,
+            BackboneConfig { reg_tokens: 2, ..tiny() },
+            "backbone.blocks.0.ls1",
+            "layer_scale: true",
+        ),
+    ];
+    for (path, cfg, reason, cure) in cases {
+        let store = store(&cfg, Variant::None);
+        let before = loaded(&store, "backbone.norm.weight");
+        let error = load_pretrained(path, &store, &options(&cfg)).unwrap_err();
+        let (text, hint) = (error.to_string(), error.hint().unwrap());
+        let file = path.file_name().unwrap().to_str().unwrap();
+        assert!(text.contains(file) && text.contains(reason), "{reason}: {text}");
+        assert!(hint.contains(cure), "{cure}: {hint}");
+        assert_eq!(loaded(&store, "backbone.norm.weight"), before);
+    }
+}
+
+#[test]
+fn names_of_no_known_layout_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resnet.safetensors");
+    let tensors = BTreeMap::from([(
+        "layer1.0.conv1.weight".to_owned(),
+        Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap(),
+    )]);
+    checkpoint::write(&path, &tensors, &checkpoint::Metadata::new()).unwrap();
+    let error =
+        load_pretrained(&path, &store(&tiny(), Variant::None), &options(&tiny())).unwrap_err();
+    assert!(error.to_string().contains("layer1.0.conv1.weight"), "{error}");
+}
+
+#[test]
+fn a_relative_position_bias_is_refused_because_the_model_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tensors = File::read(&fixture("weights/vit_zip.pth")).unwrap().tensors;
+    let table = Tensor::zeros((28, 2), DType::F32, &Device::Cpu).unwrap();
+    tensors.insert("blocks.0.attn.relative_position_bias_table".into(), table);
+    let path = folder.path().join("beit.safetensors");
+    checkpoint::write(&path, &tensors, &checkpoint::Metadata::new()).unwrap();
+    let error =
+        load_pretrained(&path, &store(&tiny(), Variant::None), &options(&tiny())).unwrap_err();
+    assert!(error.hint().unwrap().contains("relative position bias"), "{error}");
+}
+
+#[test]
+fn the_pretrained_vit_s14_loads_completely() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../shared/data/weights/vit_s14_dinov2_layout_f16.safetensors");
+    if !path.exists() {
+        println!(
+            "skipped: the_pretrained_vit_s14_loads_completely because {} is not there",
+            path.display()
+        );
+        return;
+    }
+    let cfg = BackboneConfig {
+        embed_dim: Some(384),
+        depth: Some(12),
+        num_heads: Some(6),
+        mlp_ratio: None,
+        patch_size: 14,
+        layer_scale: true,
+        pos_embed_grid: [37, 37],
+        ..tiny()
+    };
+    let store = store(&cfg, Variant::Mlp);
+    let report = load_pretrained(&path, &store, &options(&cfg)).unwrap();
+    println!("{report}");
+    assert_eq!(report.matched.len(), 174);
+    assert_eq!(report.missing.len(), 12 * (4 + 2));
+    assert!(report.unexpected.is_empty() && report.ignored.is_empty() && report.resized.is_empty());
+    let norm = loaded(&store, "backbone.norm.weight");
+    assert!(
+        norm.iter().all(|value| value.is_finite() && *value != 1.0),
+        "a trained norm is not its initial value"
+    );
+}
