@@ -43,3 +43,8 @@ fn dense_features_agree_with_the_reference() {
 fn maps_agree_with_the_reference() {
     verify(&["resize_"], 21);
 }
+
+#[test]
+fn optimizers_and_schedules_agree_with_the_reference() {
+    verify(&["optim_"], 9);
+}

@@ -4,6 +4,7 @@
 
 mod fixture;
 mod maps;
+mod optim;
 mod vit;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
         "dyt_vit" => vit::evaluation(fixture),
         "dyt_vit_train" => vit::training(fixture),
         "dense_features" => vit::dense_features(fixture),
+        "optim" => optim::optim(fixture),
         "resize" => maps::resize(fixture),
         _ => Ok(None),
     }
