@@ -3,8 +3,8 @@
 //! One file per family of kinds; each computes a file's outputs by name, and the comparison is here.
 
 mod fixture;
+mod heads;
 mod maps;
-mod optim;
 mod vit;
 
 use std::collections::BTreeMap;
@@ -38,7 +38,8 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
         "dyt_vit" => vit::evaluation(fixture),
         "dyt_vit_train" => vit::training(fixture),
         "dense_features" => vit::dense_features(fixture),
-        "optim" => optim::optim(fixture),
+        "uper_head" => heads::evaluation(fixture),
+        "uper_head_train" => heads::training(fixture),
         "resize" => maps::resize(fixture),
         _ => Ok(None),
     }
