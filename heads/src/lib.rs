@@ -1,20 +1,24 @@
 //! What a task adds to the shared backbone.
 //!
-//! A head is one file or folder here, one variant of [`HeadConfig`], and one arm of [`HeadConfig::taps`].
+//! A head is one file or folder here, one variant of [`HeadConfig`], and the arms that the compiler then asks for.
 
 pub mod classifier;
+pub mod evaluation;
 pub mod kept;
 pub mod linear;
 pub mod pixel_classifier;
 pub mod segmentation;
 pub mod segmentation_loss;
+pub mod task;
 pub mod upernet;
 
 use serde::{Deserialize, Serialize};
 
 pub use classifier::{ClassifierConfig, ClassifierHead};
+pub use evaluation::Evaluation;
 pub use linear::LinearConfig;
 pub use segmentation::{ClassScores, SegmentationHead};
+pub use task::TaskModel;
 pub use upernet::UperNetConfig;
 
 /// The whole config of a run, with every head that there is.
@@ -33,6 +37,15 @@ pub enum HeadConfig {
 }
 
 impl HeadConfig {
+    /// The key in the config.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Upernet(_) => "upernet",
+            Self::Linear(_) => "linear",
+            Self::Classifier(_) => "classifier",
+        }
+    }
+
     /// The blocks whose maps the head wants of a backbone with `depth` blocks.
     pub fn taps(&self, depth: usize) -> Vec<usize> {
         match self {

@@ -78,18 +78,18 @@ struct Seen {
 }
 
 impl Segmenter<'_> {
-    /// Segments `image` `[3, H, W]`, normalised.
+    /// Segments the one image `[1, 3, H, W]`, normalised; what lies beyond `meta.input` is padding.
     ///
     /// # Errors
     /// If the image does not fit the model.
-    pub fn segment(&self, image: &Array3<f32>, meta: &ImageMeta) -> Result<Segmentation> {
-        let image = to_tensor(image.view())?.to_device(self.model.params.device())?;
+    pub fn segment(&self, image: &Tensor, meta: &ImageMeta) -> Result<Segmentation> {
+        let image = image.to_device(self.model.params.device())?;
         let views = views(self.config);
         let mut kept = Kept::default();
         let mut layers_worked = None;
         let mut sum: Option<Tensor> = None;
         for view in &views {
-            let seen = self.look(&image, *view)?;
+            let seen = self.look(&image, meta.input, *view)?;
             kept.add(&seen.kept);
             layers_worked = layers_worked.or(seen.layers_worked);
             if let ([_], false) = (views.as_slice(), view.flipped) {
@@ -107,19 +107,11 @@ impl Segmenter<'_> {
         Ok(Segmentation { scores: Scores::Probabilities(to_array(&sum)?), layers_worked, kept })
     }
 
-    /// The features of the whole image in one pass, whatever the window.
-    ///
-    /// # Errors
-    /// If the image does not fit the model.
-    pub fn features(&self, image: &Array3<f32>) -> Result<Features> {
-        let image = to_tensor(image.view())?.to_device(self.model.params.device())?;
-        self.model.backbone.forward(&image, &Pass::Infer)
-    }
-
-    fn look(&self, image: &Tensor, view: View) -> Result<Seen> {
-        let (_, _, h, w) = image.dims4()?;
+    /// One view of the image, without its padding.
+    fn look(&self, image: &Tensor, input: (usize, usize), view: View) -> Result<Seen> {
+        let image = image.narrow(2, 0, input.0)?.narrow(3, 0, input.1)?.contiguous()?;
         let scaled = |length: usize| ((length as f64 * view.scale).round() as usize).max(1);
-        let image = ops::resize_bilinear(image, (scaled(h), scaled(w)))?;
+        let image = ops::resize_bilinear(&image, (scaled(input.0), scaled(input.1)))?;
         let image = if view.flipped { mirrored(&image)? } else { image };
         match self.config.mode {
             EvalMode::Whole => self.whole(&image),

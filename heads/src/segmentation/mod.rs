@@ -24,6 +24,7 @@ pub struct SegmentationHead {
     inference: Kind,
     loss: SegmentationLoss,
     aux_weight: f64,
+    labels: Labels,
 }
 
 #[derive(Debug)]
@@ -76,7 +77,13 @@ impl SegmentationHead {
             inference: Kind::new(config, spec, labels, &root.frozen())?,
             loss: SegmentationLoss::new(loss, labels, root.store().device())?,
             aux_weight: aux.map_or(0.0, |aux| aux.weight),
+            labels,
         })
+    }
+
+    /// What its labels look like.
+    pub fn labels(&self) -> Labels {
+        self.labels
     }
 }
 

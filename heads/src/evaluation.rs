@@ -1,0 +1,209 @@
+//! Scoring a model on a data set: one image at a time, so that memory does not grow with the set.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rescatter::config::EvalConfig;
+use rescatter::data::{Dataset, LabelMap, Loader, LoaderOptions, Mode, Skipped};
+use rescatter::metrics::{ConfusionMatrix, SegmentationScores, TopK, TopKScores};
+use rescatter::model::Model;
+use rescatter::{Result, data};
+use serde::Serialize;
+
+use crate::kept::Kept;
+use crate::segmentation::inference::Segmenter;
+use crate::{ClassifierHead, Config, SegmentationHead, TaskModel};
+
+/// What an evaluation found; serialises to `results.json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Evaluation {
+    /// The task's scores.
+    #[serde(flatten)]
+    pub scores: Scores,
+    /// Share of patch tokens that were worked on, over all layers with a dispatcher; 1 without any.
+    pub kept: f64,
+    /// The same per layer; empty without dispatchers.
+    pub kept_per_layer: Vec<f64>,
+    /// How many images were scored.
+    pub images: usize,
+    /// Seconds that the model took per image, reading excluded.
+    pub seconds_per_image: f64,
+    /// Seconds from the first image to the last, reading included.
+    pub seconds: f64,
+    /// Names of the classes, in the order of the lists of the scores.
+    pub classes: Vec<String>,
+    /// Samples that were left out because they are broken, by message.
+    #[serde(skip_serializing_if = "Skipped::is_empty")]
+    pub skipped: Skipped,
+}
+
+/// The scores of a task.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Scores {
+    /// mIoU and its company.
+    Segmentation(SegmentationScores),
+    /// Top-1 and top-5 accuracy.
+    Classification(TopKScores),
+}
+
+impl Evaluation {
+    /// Name and value of the score by which checkpoints are compared; 0 where nothing was labelled.
+    pub fn main_score(&self) -> (&'static str, f64) {
+        match &self.scores {
+            Scores::Segmentation(scores) => ("mIoU", scores.mIoU.unwrap_or(0.0)),
+            Scores::Classification(scores) => ("top1", scores.top1.unwrap_or(0.0)),
+        }
+    }
+}
+
+/// How an evaluation reads, looks and reports.
+pub struct EvaluationOptions<'a> {
+    /// Scales, mirroring, window.
+    pub eval: &'a EvalConfig,
+    /// Threads that read images.
+    pub workers: usize,
+    /// Told after each image how many are done and how many there are.
+    pub progress: &'a dyn Fn(usize, usize),
+}
+
+impl TaskModel {
+    /// Scores the model on the validation set of `config`.
+    ///
+    /// # Errors
+    /// If the set does not have `classes`, or an image cannot be read.
+    pub fn evaluate(
+        &self,
+        config: &Config,
+        classes: &[String],
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Evaluation> {
+        let options =
+            EvaluationOptions { eval: &config.eval, workers: config.data.workers, progress };
+        match self {
+            Self::Segmentation(model) => {
+                let set = data::segmentation_for_evaluation(&config.data.val)?;
+                same_classes(classes, set.classes())?;
+                evaluate_segmentation(model, &set, &options)
+            }
+            Self::Classification(model) => {
+                let set = data::classification(&config.data.val)?;
+                same_classes(classes, set.classes())?;
+                evaluate_classification(model, &set, &options)
+            }
+        }
+    }
+}
+
+/// mIoU, mAcc and aAcc, each image at its own size. `set` gives labels as they are on disk.
+///
+/// # Errors
+/// If an image cannot be read or does not fit the model.
+pub fn evaluate_segmentation(
+    model: &Model<SegmentationHead>,
+    set: &Arc<dyn Dataset<Target = LabelMap>>,
+    options: &EvaluationOptions,
+) -> Result<Evaluation> {
+    let segmenter = Segmenter { model, config: options.eval };
+    let mut matrix = ConfusionMatrix::new(set.classes().len(), model.head.labels().ignore_index);
+    let mut tally = Tally::default();
+    let mut loader = loader(set, options)?;
+    for batch in loader.by_ref() {
+        let batch = batch?;
+        let start = Instant::now();
+        let found = segmenter.segment(&batch.images, &batch.metas[0])?;
+        let prediction = found.labels(batch.metas[0].original);
+        tally.add(start, &found.kept);
+        matrix.add(&batch.targets[0], &prediction)?;
+        (options.progress)(tally.images, set.len());
+    }
+    Ok(tally.finish(Scores::Segmentation(matrix.scores()), set.classes(), loader.skipped()))
+}
+
+/// Top-1, top-5 and the mean over classes.
+///
+/// # Errors
+/// If an image cannot be read or does not fit the model.
+pub fn evaluate_classification(
+    model: &Model<ClassifierHead>,
+    set: &Arc<dyn Dataset<Target = u32>>,
+    options: &EvaluationOptions,
+) -> Result<Evaluation> {
+    let mut hits = TopK::new(set.classes().len());
+    let mut tally = Tally::default();
+    let mut loader = loader(set, options)?;
+    for batch in loader.by_ref() {
+        let batch = batch?;
+        let start = Instant::now();
+        let images = batch.images.to_device(model.params.device())?;
+        let (logits, stats) = model.predict(&images, &batch.metas)?;
+        let mut kept = Kept::default();
+        kept.count(&stats)?;
+        tally.add(start, &kept);
+        for (class, logits) in batch.targets.iter().zip(&logits) {
+            hits.add(*class, logits)?;
+        }
+        (options.progress)(tally.images, set.len());
+    }
+    Ok(tally.finish(Scores::Classification(hits.scores()), set.classes(), loader.skipped()))
+}
+
+fn loader<T: Send + 'static>(
+    set: &Arc<dyn Dataset<Target = T>>,
+    options: &EvaluationOptions,
+) -> Result<Loader<T>> {
+    let options = LoaderOptions {
+        workers: options.workers,
+        mode: Mode::Evaluate,
+        ..LoaderOptions::default()
+    };
+    Loader::new(set.clone(), options)
+}
+
+/// Classes are numbers to the model: the same names in the same order, or the scores mean nothing.
+fn same_classes(model: &[String], data: &[String]) -> Result<()> {
+    if model == data {
+        return Ok(());
+    }
+    let different = model.iter().zip(data).position(|(a, b)| a != b);
+    let what = match different {
+        Some(i) => {
+            format!("class {i} is `{}` to the model and `{}` in the data", model[i], data[i])
+        }
+        None => format!("the model knows {} classes, the data has {}", model.len(), data.len()),
+    };
+    Err(rescatter::Error::usage(format!("the classes differ: {what}"))
+        .with_hint("evaluate on data with the classes that the model was trained on"))
+}
+
+/// What is counted beside the scores.
+#[derive(Default)]
+struct Tally {
+    start: Option<Instant>,
+    working: Duration,
+    images: usize,
+    kept: Kept,
+}
+
+impl Tally {
+    /// One image that the model worked on since `start`.
+    fn add(&mut self, start: Instant, kept: &Kept) {
+        self.start.get_or_insert(start);
+        self.working += start.elapsed();
+        self.images += 1;
+        self.kept.add(kept);
+    }
+
+    fn finish(self, scores: Scores, classes: &[String], skipped: &Skipped) -> Evaluation {
+        Evaluation {
+            scores,
+            kept: self.kept.overall(),
+            kept_per_layer: self.kept.per_layer(),
+            images: self.images,
+            seconds_per_image: self.working.as_secs_f64() / self.images.max(1) as f64,
+            seconds: self.start.map_or(0.0, |start| start.elapsed().as_secs_f64()),
+            classes: classes.to_vec(),
+            skipped: skipped.clone(),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! From a config to the model of its task: the one place that names every task.
+
+use std::path::Path;
+
+use candle_core::Device;
+use rescatter::backbone::{Dims, Vit};
+use rescatter::config::{MaskFolderConfig, SplitConfig, Task};
+use rescatter::model::Model;
+use rescatter::params::ParamStore;
+use rescatter::weights::{LoadOptions, load_pretrained};
+use rescatter::{Error, Result};
+
+use crate::{ClassifierHead, Config, HeadConfig, Labels, SegmentationHead};
+
+/// A model with the head of its task.
+pub enum TaskModel {
+    /// A class for every pixel.
+    Segmentation(Model<SegmentationHead>),
+    /// A class for an image.
+    Classification(Model<ClassifierHead>),
+}
+
+impl TaskModel {
+    /// The model of `config` for `classes` classes on `device`, with the pretrained weights that the config names.
+    ///
+    /// # Errors
+    /// If the head is another task's, the sizes do not fit together, or the weights cannot be loaded.
+    pub fn new(config: &Config, classes: usize, device: &Device) -> Result<Self> {
+        let taps = config.head.taps(Dims::new(&config.backbone)?.depth);
+        let model = match (config.task, &config.head) {
+            (Task::Segmentation, HeadConfig::Upernet(_) | HeadConfig::Linear(_)) => {
+                let labels = Labels { classes, ignore_index: ignore_index(&config.data.train) };
+                Self::Segmentation(Model::new(config, &taps, device, |spec, root| {
+                    SegmentationHead::new(&config.head, &spec, labels, root)
+                })?)
+            }
+            (Task::Classification, HeadConfig::Classifier(head)) => {
+                Self::Classification(Model::new(config, &taps, device, |spec, root| {
+                    ClassifierHead::new(head, &spec, classes, root)
+                })?)
+            }
+            (task, head) => {
+                let task = format!("{task:?}").to_lowercase();
+                return Err(Error::usage(format!(
+                    "`head.{}` is no head of the task `{task}`",
+                    head.name()
+                ))
+                .with_hint(
+                    "segmentation has `upernet` and `linear`, classification has `classifier`",
+                ));
+            }
+        };
+        if let Some(path) = &config.backbone.weights {
+            model.load_backbone(path, config.backbone.pos_embed_grid)?;
+        }
+        Ok(model)
+    }
+
+    fn load_backbone(&self, path: &Path, grid: [usize; 2]) -> Result<()> {
+        let report = load_pretrained(path, self.params(), &LoadOptions::backbone(grid))?;
+        tracing::info!("{report}");
+        Ok(())
+    }
+
+    /// All parameters by their checkpoint names.
+    pub fn params(&self) -> &ParamStore {
+        match self {
+            Self::Segmentation(model) => &model.params,
+            Self::Classification(model) => &model.params,
+        }
+    }
+
+    /// The backbone.
+    pub fn backbone(&self) -> &Vit {
+        match self {
+            Self::Segmentation(model) => &model.backbone,
+            Self::Classification(model) => &model.backbone,
+        }
+    }
+}
+
+/// The label that counts nowhere in the sets of `split`; 255 where there are no label maps.
+fn ignore_index(split: &SplitConfig) -> u32 {
+    label_maps(split).map_or(255, |config| config.ignore_index)
+}
+
+/// The first reader of label maps.
+fn label_maps(split: &SplitConfig) -> Option<&MaskFolderConfig> {
+    let parts = || split.concat.iter().flatten().find_map(label_maps);
+    split.ade20k.as_ref().or(split.coco_stuff.as_ref()).or_else(parts)
+}
+
+/// The names of the classes that `config` trains on, in the order of their numbers. Image folders are listed only where
+/// the config does not name their classes.
+///
+/// # Errors
+/// If the names cannot be read.
+pub fn class_names(config: &Config) -> Result<Vec<String>> {
+    match label_maps(&config.data.train) {
+        Some(maps) => rescatter::data::class_names(&maps.classes),
+        None => Ok(rescatter::data::classification(&config.data.train)?.classes().to_vec()),
+    }
+}
