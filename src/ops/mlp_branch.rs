@@ -1,8 +1,12 @@
 //! The MLP half of a block: mask ⊙ γ · fc2(GELU(fc1(LN x))).
 
-use candle_core::{Result, Tensor};
+use std::sync::OnceLock;
 
-use super::{gelu, layer_norm, linear};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+
+use super::host::{slice, values};
+use super::mlp_rows::{Save, Saved};
+use super::{count, fusible, gelu, layer_norm, linear};
 
 /// The parameters of an MLP half block, each pair (weight, bias); cheap clones of the layers' tensors.
 #[derive(Debug, Clone)]
@@ -26,7 +30,25 @@ impl MlpBranch {
     /// # Errors
     /// If the shapes do not agree.
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let y = self.rows(x)?;
+        let (batch, tokens, channels) = x.dims3()?;
+        self.check(channels)?;
+        if mask.is_some_and(|mask| mask.dims() != [batch, tokens]) {
+            bail!(
+                "mlp_branch: a mask {:?} for {batch} images of {tokens} tokens",
+                mask.map(Tensor::dims)
+            );
+        }
+        if self.fusible(x) && mask.is_none_or(|mask| fusible(&[mask])) {
+            let x = x.contiguous()?;
+            return match mask {
+                None => x.apply_op1(Fused::new(self, Save { rows: x.track_op(), mask: false })),
+                Some(mask) => {
+                    let save = Save { rows: x.track_op(), mask: mask.track_op() };
+                    x.apply_op2(&mask.contiguous()?, Fused::new(self, save))
+                }
+            };
+        }
+        let y = self.composed(x)?;
         match mask {
             Some(mask) => y.broadcast_mul(&mask.unsqueeze(2)?),
             None => Ok(y),
@@ -37,17 +59,47 @@ impl MlpBranch {
     /// done on the active rows only. `x`: `[B, N, C]`.
     ///
     /// # Errors
-    /// If the shapes do not agree or a row number is out of range.
+    /// If the shapes do not agree, or a row number is out of range or occurs twice.
     pub fn gathered(&self, x: &Tensor, active: &[u32]) -> Result<Tensor> {
+        let (batch, tokens, channels) = x.dims3()?;
+        self.check(channels)?;
+        check_rows(active, batch * tokens)?;
         if active.is_empty() {
             return Ok(x.clone());
         }
-        let rows = x.reshape(((), x.dim(2)?))?;
+        if self.fusible(x) && !x.track_op() {
+            count("mlp_branch.gathered");
+            let x = x.contiguous()?;
+            let y = self.gathered_rows(&values(&x)?, active)?;
+            return Tensor::from_vec(y, x.shape(), &Device::Cpu);
+        }
+        let rows = x.reshape(((), channels))?;
         let ids = Tensor::new(active, x.device())?;
-        rows.index_add(&ids, &self.rows(&rows.index_select(&ids, 0)?)?, 0)?.reshape(x.shape())
+        rows.index_add(&ids, &self.composed(&rows.index_select(&ids, 0)?)?, 0)?.reshape(x.shape())
     }
 
-    fn rows(&self, x: &Tensor) -> Result<Tensor> {
+    fn check(&self, channels: usize) -> Result<()> {
+        let hidden = self.fc1.1.elem_count();
+        let fits = self.fc1.0.dims() == [hidden, channels]
+            && self.fc2.0.dims() == [channels, hidden]
+            && [&self.norm.0, &self.norm.1, &self.fc2.1].iter().all(|t| t.dims() == [channels])
+            && self.gamma.as_ref().is_none_or(|gamma| gamma.dims() == [channels]);
+        if !fits {
+            let (fc1, fc2) = (self.fc1.0.dims(), self.fc2.0.dims());
+            bail!("mlp_branch: {channels} channels do not fit fc1 {fc1:?} and fc2 {fc2:?}");
+        }
+        Ok(())
+    }
+
+    fn fusible(&self, x: &Tensor) -> bool {
+        let pairs = [&self.norm, &self.fc1, &self.fc2];
+        let mut weights =
+            pairs.into_iter().flat_map(|(weight, bias)| [weight, bias]).chain(&self.gamma);
+        fusible(&[x]) && weights.all(|w| fusible(&[w]) && !w.track_op() && w.is_contiguous())
+    }
+
+    /// γ · fc2(GELU(fc1(LN x))) of `[…, C]`.
+    fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let normed = layer_norm(x, &self.norm.0, &self.norm.1, self.eps)?;
         let y = linear(
             &gelu(&linear(&normed, &self.fc1.0, Some(&self.fc1.1))?)?,
@@ -58,5 +110,99 @@ impl MlpBranch {
             Some(gamma) => y.broadcast_mul(gamma),
             None => Ok(y),
         }
+    }
+}
+
+fn check_rows(active: &[u32], rows: usize) -> Result<()> {
+    let mut seen = vec![false; rows];
+    for &row in active {
+        match seen.get_mut(row as usize) {
+            None => bail!("mlp_branch: row {row} of {rows}"),
+            Some(true) => bail!("mlp_branch: row {row} is listed twice"),
+            Some(free) => *free = true,
+        }
+    }
+    Ok(())
+}
+
+struct Fused {
+    branch: MlpBranch,
+    save: Save,
+    saved: OnceLock<Saved>,
+}
+
+impl Fused {
+    fn new(branch: &MlpBranch, save: Save) -> Self {
+        Self { branch: branch.clone(), save, saved: OnceLock::new() }
+    }
+
+    fn forward(
+        &self,
+        x: (&CpuStorage, &Layout),
+        mask: Option<&[f32]>,
+    ) -> Result<(CpuStorage, Shape)> {
+        count("mlp_branch");
+        let (y, saved) = self.branch.masked_rows(slice(x.0, x.1)?, mask, self.save)?;
+        self.saved.get_or_init(|| saved);
+        Ok((CpuStorage::F32(y), x.1.shape().clone()))
+    }
+
+    fn input_gradient(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let Some(saved) = self.saved.get().filter(|_| self.save.rows) else { return Ok(None) };
+        count("mlp_branch.backward");
+        let mask = mask.map(values).transpose()?;
+        let dx = self.branch.rows_gradient(&values(x)?, mask.as_deref(), &values(grad)?, saved)?;
+        Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
+    }
+}
+
+impl CustomOp1 for Fused {
+    fn name(&self) -> &'static str {
+        "mlp_branch"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, layout), None)
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        self.input_gradient(x, None, &grad.contiguous()?)
+    }
+}
+
+impl CustomOp2 for Fused {
+    fn name(&self) -> &'static str {
+        "mlp_branch"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        mask: &CpuStorage,
+        lm: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, lx), Some(slice(mask, lm)?))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        mask: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let dx = self.input_gradient(x, Some(mask), &grad)?;
+        let Some(saved) = self.saved.get().filter(|_| self.save.mask) else {
+            return Ok((dx, None));
+        };
+        let dmask = saved.mask_gradient(&values(mask)?, &values(y)?, &values(&grad)?);
+        Ok((dx, Some(Tensor::from_vec(dmask, mask.shape(), &Device::Cpu)?)))
     }
 }

@@ -6,7 +6,9 @@
 
 mod attention;
 mod attention_branch;
+mod attention_tiles;
 mod batch_norm;
+mod branch;
 mod conv2d;
 mod conv_transpose;
 mod dropout;
@@ -20,6 +22,7 @@ mod losses;
 #[cfg(test)]
 mod map_tests;
 mod mlp_branch;
+mod mlp_rows;
 pub mod optimizer;
 mod pool;
 mod resize;

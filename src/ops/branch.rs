@@ -1,0 +1,104 @@
+//! Steps that the two half blocks share, on rows of f32 values on the CPU.
+
+use candle_core::{Result, Tensor};
+
+use super::gemm::{Mat, MatMut, Threads, gemm};
+use super::host::values;
+use super::layer_norm::Affine;
+use super::rows::for_row_blocks;
+use super::vector::vectorised;
+
+/// Writes the layer norm of the rows `x(0), x(1), …` to the rows of `y`.
+pub(crate) fn normalise<'a>(
+    x: impl Fn(usize) -> &'a [f32] + Sync,
+    norm: &(Tensor, Tensor),
+    eps: f64,
+    y: &mut [f32],
+) -> Result<()> {
+    let (weight, bias) = (values(&norm.0)?, values(&norm.1)?);
+    let affine = Affine { weight: &weight, bias: &bias, eps: eps as f32 };
+    for_row_blocks(y, weight.len(), |first, block| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, y) in block.chunks_exact_mut(affine.weight.len()).enumerate() {
+                    affine.normalise(x(first + i), y);
+                }
+            },
+        );
+    });
+    Ok(())
+}
+
+/// Writes the gradient of the rows `x` of a layer norm; `grad(i)` is that of row i's normalised form, or nothing where it
+/// is zero.
+pub(crate) fn normalise_gradient<'a>(
+    x: &[f32],
+    grad: impl Fn(usize) -> Option<&'a [f32]> + Sync,
+    norm: &(Tensor, Tensor),
+    eps: f64,
+    dx: &mut [f32],
+) -> Result<()> {
+    let (weight, bias) = (values(&norm.0)?, values(&norm.1)?);
+    let affine = Affine { weight: &weight, bias: &bias, eps: eps as f32 };
+    let width = weight.len();
+    for_row_blocks(dx, width, |first, block| {
+        vectorised(
+            #[inline(always)]
+            || {
+                let rows =
+                    block.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width));
+                for (i, (dx, x)) in rows.enumerate() {
+                    match grad(first + i) {
+                        Some(grad) => affine.backward(x, grad, dx),
+                        None => dx.fill(0.0),
+                    }
+                }
+            },
+        );
+    });
+    Ok(())
+}
+
+/// `x · weightᵀ`, `weight` `[out, in]`.
+pub(crate) fn product(x: &[f32], weight: &Tensor, y: &mut [f32]) -> Result<()> {
+    let (out, width) = weight.dims2()?;
+    let (rows, weight) = (x.len() / width.max(1), values(weight)?);
+    let (x, weight) = (Mat::new(x, rows, width), Mat::new(&weight, out, width));
+    gemm(1.0, x, weight.t(), 0.0, MatMut::new(y, rows, out), Threads::Pool);
+    Ok(())
+}
+
+/// `grad · weight`, the gradient of the input of [`product`].
+pub(crate) fn gradient_product(grad: &[f32], weight: &Tensor, dx: &mut [f32]) -> Result<()> {
+    let (out, width) = weight.dims2()?;
+    let (rows, weight) = (grad.len() / out.max(1), values(weight)?);
+    let (grad, weight) = (Mat::new(grad, rows, out), Mat::new(&weight, out, width));
+    gemm(1.0, grad, weight, 0.0, MatMut::new(dx, rows, width), Threads::Pool);
+    Ok(())
+}
+
+/// y ← (y + bias) · γ in every row.
+pub(crate) fn add_bias(y: &mut [f32], bias: &Tensor, gamma: Option<&Tensor>) -> Result<()> {
+    let (bias, gamma) = (values(bias)?, gamma.map(values).transpose()?);
+    let (bias, gamma) = (&*bias, gamma.as_deref());
+    for_row_blocks(y, bias.len(), |_, block| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for row in block.chunks_exact_mut(bias.len()) {
+                    match gamma {
+                        Some(gamma) => {
+                            row.iter_mut()
+                                .zip(bias)
+                                .zip(gamma)
+                                .for_each(|((y, b), g)| *y = (*y + b) * g);
+                        }
+                        None => row.iter_mut().zip(bias).for_each(|(y, b)| *y += b),
+                    }
+                }
+            },
+        );
+    });
+    Ok(())
+}

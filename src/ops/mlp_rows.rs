@@ -1,0 +1,346 @@
+//! The arithmetic of the fused MLP half block, on rows of f32 values on the CPU.
+//!
+//! The forward pass covers every row, because the gradient of an inactive row's mask needs that row's output; the
+//! backward pass covers the active rows alone, a third of the training's arithmetic less for each row that is skipped.
+
+use candle_core::Result;
+use rayon::prelude::*;
+
+use super::MlpBranch;
+use super::branch::{add_bias, gradient_product, normalise, normalise_gradient, product};
+use super::host::values;
+use super::rows::{for_row_blocks, scratch};
+use super::vector::{gelu, gelu_derivative, sum_of, vectorised};
+
+/// Rows whose hidden values exist at one time: enough that packing the weights is a small part of a product, few enough
+/// that the hidden values (12 MiB at 3072) do not grow with the batch.
+const ROWS: usize = 1024;
+
+/// What the forward pass is to keep.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Save {
+    /// What the gradient of the input needs.
+    pub(crate) rows: bool,
+    /// What the gradient of the mask needs.
+    pub(crate) mask: bool,
+}
+
+/// What the forward pass kept.
+pub(crate) struct Saved {
+    /// The rows with a mask other than 0, in rising order.
+    active: Vec<usize>,
+    /// Their values before the activation, `[active, hidden]`.
+    hidden: Vec<f32>,
+    /// The branch's output on the other rows, in their order.
+    inactive: Vec<f32>,
+}
+
+impl MlpBranch {
+    /// The branch times the mask on every row of `x`.
+    pub(crate) fn masked_rows(
+        &self,
+        x: &[f32],
+        mask: Option<&[f32]>,
+        save: Save,
+    ) -> Result<(Vec<f32>, Saved)> {
+        let (channels, width) = (self.fc2.1.elem_count(), self.fc1.1.elem_count());
+        let rows = x.len() / channels;
+        let is_active = |row: usize| mask.is_none_or(|mask| mask[row] != 0.0);
+        let active: Vec<usize> = (0..rows).filter(|&row| is_active(row)).collect();
+        let mut hidden = vec![0.0; if save.rows { active.len() * width } else { 0 }];
+        let mut kept = hidden.chunks_exact_mut(width);
+        let mut y = vec![0.0; x.len()];
+        for (i, y) in y.chunks_mut(ROWS * channels).enumerate() {
+            let count = y.len() / channels;
+            let input = |row: usize| &x[(i * ROWS + row) * channels..][..channels];
+            let keep = (0..count)
+                .map(|row| if is_active(i * ROWS + row) { kept.next() } else { None })
+                .collect();
+            self.block(input, count, keep, y)?;
+        }
+        let inactive = match mask {
+            Some(mask) => apply_mask(&mut y, mask, save.mask, channels),
+            None => Vec::new(),
+        };
+        Ok((y, Saved { active, hidden, inactive }))
+    }
+
+    /// `x` + branch on the active rows.
+    pub(crate) fn gathered_rows(&self, x: &[f32], active: &[u32]) -> Result<Vec<f32>> {
+        let channels = self.fc2.1.elem_count();
+        let mut branch = scratch(active.len() * channels);
+        for (active, y) in active.chunks(ROWS).zip(branch.chunks_mut(ROWS * channels)) {
+            let input = |i: usize| &x[active[i] as usize * channels..][..channels];
+            self.block(input, active.len(), Vec::new(), y)?;
+        }
+        let position = positions(active.iter().map(|&row| row as usize), x.len() / channels);
+        let (mut y, branch) = (vec![0.0; x.len()], &*branch);
+        for_row_blocks(&mut y, channels, |first, block| {
+            for (i, y) in block.chunks_exact_mut(channels).enumerate() {
+                let x = &x[(first + i) * channels..][..channels];
+                match position[first + i] {
+                    Some(at) => {
+                        let branch = &branch[at * channels..][..channels];
+                        y.iter_mut().zip(x).zip(branch).for_each(|((y, x), b)| *y = x + b);
+                    }
+                    None => y.copy_from_slice(x),
+                }
+            }
+        });
+        Ok(y)
+    }
+
+    /// The branch on `count` rows; where `keep` has a place for a row, its values before the activation go there.
+    fn block<'a>(
+        &self,
+        x: impl Fn(usize) -> &'a [f32] + Sync,
+        count: usize,
+        mut keep: Vec<Option<&mut [f32]>>,
+        y: &mut [f32],
+    ) -> Result<()> {
+        let (channels, width) = (self.fc2.1.elem_count(), self.fc1.1.elem_count());
+        let (mut normed, mut hidden) = (scratch(count * channels), scratch(count * width));
+        normalise(x, &self.norm, self.eps, &mut normed)?;
+        product(&normed, &self.fc1.0, &mut hidden)?;
+        keep.resize_with(count, || None);
+        let bias = values(&self.fc1.1)?;
+        let bias = &*bias;
+        hidden.par_chunks_mut(8 * width).zip(keep.par_chunks_mut(8)).for_each(|(rows, keep)| {
+            for (row, keep) in rows.chunks_exact_mut(width).zip(keep) {
+                activate(row, bias, keep.as_deref_mut());
+            }
+        });
+        product(&hidden, &self.fc2.0, y)?;
+        add_bias(y, &self.fc2.1, self.gamma.as_ref())
+    }
+
+    /// The gradient of `x` for that of the branch's output.
+    pub(crate) fn rows_gradient(
+        &self,
+        x: &[f32],
+        mask: Option<&[f32]>,
+        grad: &[f32],
+        saved: &Saved,
+    ) -> Result<Vec<f32>> {
+        let (channels, width) = (self.fc2.1.elem_count(), self.fc1.1.elem_count());
+        let gamma = self.gamma.as_ref().map(values).transpose()?;
+        let gamma = gamma.as_deref();
+        let mut dnormed = scratch(saved.active.len() * channels);
+        let blocks = saved.active.chunks(ROWS).zip(saved.hidden.chunks(ROWS * width));
+        for ((active, hidden), dnormed) in blocks.zip(dnormed.chunks_mut(ROWS * channels)) {
+            let (mut g, mut dhidden) =
+                (scratch(active.len() * channels), scratch(active.len() * width));
+            for_row_blocks(&mut g, channels, |first, block| {
+                for (i, g) in block.chunks_exact_mut(channels).enumerate() {
+                    let row = active[first + i];
+                    let scale = mask.map_or(1.0, |mask| mask[row]);
+                    scale_row(&grad[row * channels..][..channels], scale, gamma, g);
+                }
+            });
+            gradient_product(&g, &self.fc2.0, &mut dhidden)?;
+            for_row_blocks(&mut dhidden, 1, |first, block| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        block
+                            .iter_mut()
+                            .zip(&hidden[first..])
+                            .for_each(|(d, &h)| *d *= gelu_derivative(h))
+                    },
+                );
+            });
+            gradient_product(&dhidden, &self.fc1.0, dnormed)?;
+        }
+        let position = positions(saved.active.iter().copied(), x.len() / channels);
+        let dnormed = &*dnormed;
+        let row = |i: usize| position[i].map(|at| &dnormed[at * channels..][..channels]);
+        let mut dx = vec![0.0; x.len()];
+        normalise_gradient(x, row, &self.norm, self.eps, &mut dx)?;
+        Ok(dx)
+    }
+}
+
+impl Saved {
+    /// ⟨g, branch⟩ of every row; `y` is the masked output.
+    pub(crate) fn mask_gradient(&self, mask: &[f32], y: &[f32], grad: &[f32]) -> Vec<f32> {
+        let channels = y.len() / mask.len().max(1);
+        let mut inactive = self.inactive.chunks_exact(channels);
+        // On an active row the output itself is the branch, times the mask's value.
+        let branch = |(row, &m): (usize, &f32)| match m {
+            0.0 => inactive.next().map(|branch| (branch, 1.0)),
+            m => Some((&y[row * channels..][..channels], 1.0 / m)),
+        };
+        let branches: Vec<Option<(&[f32], f32)>> = mask.iter().enumerate().map(branch).collect();
+        let mut dmask = vec![0.0; mask.len()];
+        dmask.par_chunks_mut(64).enumerate().for_each(|(i, block)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (row, d) in (64 * i..).zip(block) {
+                        if let Some((branch, scale)) = branches[row] {
+                            *d = scale
+                                * sum_of(&grad[row * channels..][..channels], branch, |g, b| g * b);
+                        }
+                    }
+                },
+            );
+        });
+        dmask
+    }
+}
+
+/// row ← GELU(row + bias), with row + bias written to `keep` if it is there.
+fn activate(row: &mut [f32], bias: &[f32], keep: Option<&mut [f32]>) {
+    vectorised(
+        #[inline(always)]
+        || match keep {
+            Some(keep) => {
+                for ((h, b), k) in row.iter_mut().zip(bias).zip(keep) {
+                    *k = *h + b;
+                    *h = gelu(*k);
+                }
+            }
+            None => row.iter_mut().zip(bias).for_each(|(h, b)| *h = gelu(*h + b)),
+        },
+    );
+}
+
+/// Multiplies every row by its mask; returns the rows whose mask is 0 as they were, if `save`.
+fn apply_mask(y: &mut [f32], mask: &[f32], save: bool, channels: usize) -> Vec<f32> {
+    let mut inactive = Vec::new();
+    for (row, &m) in y.chunks_exact_mut(channels).zip(mask) {
+        if m == 0.0 {
+            if save {
+                inactive.extend_from_slice(row);
+            }
+            row.fill(0.0);
+        } else if m != 1.0 {
+            row.iter_mut().for_each(|v| *v *= m);
+        }
+    }
+    inactive
+}
+
+fn scale_row(from: &[f32], scale: f32, gamma: Option<&[f32]>, to: &mut [f32]) {
+    match gamma {
+        Some(gamma) => {
+            to.iter_mut().zip(from).zip(gamma).for_each(|((to, v), g)| *to = v * g * scale)
+        }
+        None => to.iter_mut().zip(from).for_each(|(to, v)| *to = v * scale),
+    }
+}
+
+/// Where each of `rows` rows stands in the list.
+fn positions(list: impl Iterator<Item = usize>, rows: usize) -> Vec<Option<usize>> {
+    let mut position = vec![None; rows];
+    list.enumerate().for_each(|(at, row)| position[row] = Some(at));
+    position
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor, Var};
+
+    use super::*;
+    use crate::ops::composed;
+    use crate::ops::gradcheck::{check, normal, relative_difference};
+    use crate::ops::kernel_calls;
+    use crate::ops::twin::{assert_twins, random};
+
+    /// A branch with weights of about the size that trained ones have.
+    fn branch(
+        channels: usize,
+        make: impl Fn(&[usize], u64) -> Result<Tensor>,
+    ) -> Result<MlpBranch> {
+        let hidden = 4 * channels;
+        let small = |shape: &[usize], seed| make(shape, seed)? * (shape[1] as f64).powf(-0.5);
+        Ok(MlpBranch {
+            norm: (make(&[channels], 11)?, make(&[channels], 12)?),
+            eps: 1e-6,
+            fc1: (small(&[hidden, channels], 13)?, make(&[hidden], 14)?),
+            fc2: (small(&[channels, hidden], 15)?, make(&[channels], 16)?),
+            gamma: Some(make(&[channels], 17)?),
+        })
+    }
+
+    fn mask(batch: usize, tokens: usize, active: impl Fn(usize) -> bool) -> Result<Tensor> {
+        let values: Vec<f32> =
+            (0..batch * tokens).map(|i| f32::from(u8::from(active(i)))).collect();
+        Tensor::from_vec(values, (batch, tokens), &Device::Cpu)
+    }
+
+    #[test]
+    fn the_composed_gradients_are_right() -> Result<()> {
+        let branch = branch(6, normal)?;
+        check(
+            |t| branch.forward(&t[0], Some(&t[1])),
+            &[normal(&[2, 4, 6], 1)?, normal(&[2, 4], 2)?],
+        )
+    }
+
+    #[test]
+    fn fused_equals_composed() -> Result<()> {
+        // Rounding of two products in a row, relative to the largest value. 1100 rows need a second block.
+        for (batch, tokens, channels) in [(1, 197, 768), (1, 325, 384), (4, 275, 24), (3, 5, 12)] {
+            let mut branch = branch(channels, random)?;
+            let x = random(&[batch, tokens, channels], 1)?;
+            let all = std::slice::from_ref(&x);
+            assert_twins("mlp_branch", 2e-5, all, |t| branch.forward(&t[0], None))?;
+            branch.gamma = None;
+            let half = mask(batch, tokens, |i| i % 5 < 2)?;
+            assert_twins("mlp_branch", 2e-5, all, |t| branch.forward(&t[0], Some(&half)))?;
+            for mask in [half, mask(batch, tokens, |_| true)?, mask(batch, tokens, |_| false)?] {
+                let inputs = [x.clone(), mask];
+                assert_twins("mlp_branch", 2e-5, &inputs, |t| branch.forward(&t[0], Some(&t[1])))?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_inactive_row_gets_a_mask_gradient_but_no_input_gradient() -> Result<()> {
+        let branch = branch(8, random)?;
+        let (x, mask) = (
+            Var::from_tensor(&random(&[1, 3, 8], 1)?)?,
+            Var::from_tensor(&mask(1, 3, |i| i != 1)?)?,
+        );
+        let grads = branch.forward(&x, Some(&mask))?.sum_all()?.backward()?;
+        let dx = grads.get(&x).unwrap().get(0)?.to_vec2::<f32>()?;
+        assert!(dx[1] == [0.0; 8] && dx[0] != [0.0; 8]);
+        // The gradient of the sum by the mask is the sum of the unmasked branch.
+        let whole = composed(|| branch.forward(x.as_tensor(), None))?.sum(2)?;
+        let difference = relative_difference(grads.get(&mask).unwrap(), &whole)?;
+        assert!(difference < 1e-5, "{difference}");
+        assert!(grads.get(&branch.fc1.0).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn gathered_equals_masked() -> Result<()> {
+        let branch = branch(24, random)?;
+        let x = random(&[3, 197, 24], 1)?;
+        let before = kernel_calls("mlp_branch.gathered");
+        let some = |i: usize| i % 3 == 1;
+        for (mask, active) in [
+            (mask(3, 197, some)?, (0..591).filter(|&i| some(i as usize)).collect::<Vec<u32>>()),
+            (mask(3, 197, |_| true)?, (0..591).collect()),
+            (mask(3, 197, |_| false)?, vec![]),
+        ] {
+            let masked = (&x + branch.forward(&x, Some(&mask))?)?;
+            let gathered = branch.gathered(&x, &active)?;
+            assert!(relative_difference(&gathered, &masked)? < 1e-5);
+            let plain = composed(|| branch.gathered(&x, &active))?;
+            assert!(relative_difference(&gathered, &plain)? < 1e-5);
+        }
+        assert!(kernel_calls("mlp_branch.gathered") >= before + 2);
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_row_lists_are_refused() -> Result<()> {
+        let (branch, x) = (branch(8, random)?, random(&[1, 3, 8], 1)?);
+        assert!(branch.gathered(&x, &[3]).unwrap_err().to_string().contains("row 3 of 3"));
+        assert!(branch.gathered(&x, &[1, 1]).unwrap_err().to_string().contains("listed twice"));
+        Ok(())
+    }
+}
