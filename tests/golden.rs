@@ -45,6 +45,11 @@ fn maps_agree_with_the_reference() {
 }
 
 #[test]
+fn optimizers_and_schedules_agree_with_the_reference() {
+    verify(&["optim_"], 9);
+}
+
+#[test]
 fn upernet_agrees_with_the_reference() {
     verify(&["uper_"], 3);
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::gradcheck::{check, normal};
+use super::twin::{assert_twins, random};
 use super::*;
 
 /// A reference file: its tensors, and metadata as JSON.
@@ -195,4 +196,76 @@ fn running_statistics_follow_the_batch() -> Result<()> {
             .is_err()
     );
     Ok(())
+}
+
+#[test]
+fn fused_convolution_equals_the_composed_one() -> Result<()> {
+    let default = Conv2d::default();
+    let cases = [
+        // (batch, channels, map, outputs, kernel, convolution)
+        (1, 768, (9, 11), 40, 3, Conv2d::same(3)),
+        (2, 24, (13, 7), 768, 3, Conv2d::same(3)),
+        (3, 768, (5, 7), 19, 1, default),
+        (2, 3, (29, 33), 50, 14, Conv2d { stride: 14, ..default }),
+        (2, 5, (8, 11), 6, 3, Conv2d { stride: 2, padding: 1, ..default }),
+        (2, 5, (9, 10), 6, 3, Conv2d { stride: 3, padding: 1, ..default }),
+        (2, 5, (9, 10), 6, 5, Conv2d { stride: 2, padding: 2, dilation: 2, ..default }),
+        (2, 5, (9, 10), 6, 3, Conv2d { padding: 3, dilation: 2, ..default }),
+        (2, 5, (4, 6), 6, 1, Conv2d { stride: 2, padding: 2, ..default }),
+        (1, 4, (1, 1), 3, 3, Conv2d::same(3)),
+        (1, 4, (70, 65), 8, 3, Conv2d::same(3)),
+        (1, 4, (6, 8), 2, 2, Conv2d { stride: 3, ..default }),
+    ];
+    for (batch, channels, (height, width), outputs, kernel, conv) in cases {
+        let x = random(&[batch, channels, height, width], 1)?;
+        let inputs = [x, random(&[outputs, channels, kernel, kernel], 2)?, random(&[outputs], 3)?];
+        let biased = |t: &[Tensor]| conv2d(&t[0], &t[1], Some(&t[2]), conv);
+        assert_twins("conv2d", 1e-5, &inputs, biased)?;
+        let plain = |t: &[Tensor]| conv2d(&t[0], &t[1], None, conv);
+        assert_twins("conv2d", 1e-5, &inputs[..2], plain)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_frozen_convolution_costs_no_weight_gradient() -> Result<()> {
+    let (x, w) = (Var::from_tensor(&random(&[1, 4, 5, 5], 1)?)?, random(&[3, 4, 3, 3], 2)?);
+    let grads = conv2d(&x, &w, None, Conv2d::same(3))?.sum_all()?.backward()?;
+    assert!(grads.get(&x).is_some() && grads.get(&w).is_none());
+    Ok(())
+}
+
+#[test]
+fn fused_transposed_convolution_equals_the_composed_one() -> Result<()> {
+    for (batch, channels, outputs, height, width) in
+        [(1, 768, 96, 9, 7), (3, 5, 768, 3, 5), (2, 3, 2, 1, 1)]
+    {
+        let x = random(&[batch, channels, height, width], 1)?;
+        let inputs = [x, random(&[channels, outputs, 2, 2], 2)?, random(&[outputs], 3)?];
+        let biased = |t: &[Tensor]| conv_transpose2x2(&t[0], &t[1], Some(&t[2]));
+        assert_twins("conv_transpose2x2", 1e-5, &inputs, biased)?;
+        let plain = |t: &[Tensor]| conv_transpose2x2(&t[0], &t[1], None);
+        assert_twins("conv_transpose2x2", 1e-5, &inputs[..2], plain)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn fused_resizing_and_averaging_equal_the_composed_ones() -> Result<()> {
+    let x = [random(&[2, 768, 7, 9], 1)?];
+    let modes = [
+        Interpolation::Nearest,
+        Interpolation::Bilinear { align_corners: false },
+        Interpolation::Bilinear { align_corners: true },
+        Interpolation::Bicubic { align_corners: false },
+    ];
+    for mode in modes {
+        for size in [(14, 18), (28, 36), (11, 4), (3, 20), (1, 1), (5, 9)] {
+            assert_twins("separable", 1e-5, &x, |t| resize(&t[0], size, mode))?;
+        }
+    }
+    for size in [(1, 1), (2, 2), (3, 3), (6, 6), (11, 11)] {
+        assert_twins("separable", 1e-5, &x, |t| adaptive_avg_pool2d(&t[0], size))?;
+    }
+    assert_twins("separable", 1e-5, &x, |t| avg_pool2d(&t[0], 3, 2))
 }

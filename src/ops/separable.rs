@@ -1,6 +1,12 @@
 //! Maps under one sparse matrix per axis: what resizing and average pooling have in common.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::host::{slice, values};
+use super::rows::scratch;
+use super::vector::vectorised;
+use super::{count, fusible};
 
 /// One output of an axis: weights on neighbouring inputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +46,17 @@ impl Axis {
         Self { inputs, rows: (0..outputs).map(row).collect() }
     }
 
+    /// The matrix from the outputs back to the inputs.
+    fn transposed(&self) -> Self {
+        let mut samples = vec![Vec::new(); self.inputs];
+        for (output, taps) in self.rows.iter().enumerate() {
+            for (k, &weight) in taps.weights.iter().enumerate() {
+                samples[taps.start + k].push((output, weight));
+            }
+        }
+        Self::new(self.rows.len(), self.inputs, |input| samples[input].clone())
+    }
+
     /// The matrix `[outputs, inputs]` in full.
     fn matrix(&self, like: &Tensor) -> Result<Tensor> {
         let mut dense = vec![0f64; self.rows.len() * self.inputs];
@@ -55,6 +72,11 @@ impl Axis {
 
 /// `x` `[B, C, H, W]` → `[B, C, rows, columns]`.
 pub(super) fn separable(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
+    if fusible(&[x]) && x.elem_count() > 0 {
+        return x
+            .contiguous()?
+            .apply_op1(Separable { rows: rows.clone(), columns: columns.clone() });
+    }
     composed(x, rows, columns)
 }
 
@@ -64,4 +86,149 @@ fn composed(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
     let across = across.reshape((batch * channels, height, columns.rows.len()))?;
     let down = rows.matrix(x)?.unsqueeze(0)?.broadcast_matmul(&across)?;
     down.reshape((batch, channels, rows.rows.len(), columns.rows.len()))
+}
+
+struct Separable {
+    rows: Axis,
+    columns: Axis,
+}
+
+impl CustomOp1 for Separable {
+    fn name(&self) -> &'static str {
+        "separable"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        count("separable");
+        let (batch, channels, _, _) = layout.shape().dims4()?;
+        let shape = Shape::from((batch, channels, self.rows.rows.len(), self.columns.rows.len()));
+        Ok((CpuStorage::F32(run(slice(x, layout)?, &self.rows, &self.columns)), shape))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        count("separable.backward");
+        let grad = grad.contiguous()?;
+        let dx = run(&values(&grad)?, &self.rows.transposed(), &self.columns.transposed());
+        Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
+    }
+}
+
+/// An axis with the same number of taps for every output.
+struct Dense {
+    taps: usize,
+    start: Vec<usize>,
+    /// `[outputs, taps]`.
+    weights: Vec<f32>,
+}
+
+impl Dense {
+    fn new(axis: &Axis) -> Self {
+        let taps = axis.rows.iter().map(|row| row.weights.len()).max().unwrap_or(0);
+        let start: Vec<usize> =
+            axis.rows.iter().map(|row| row.start.min(axis.inputs - taps)).collect();
+        let mut weights = vec![0.0; taps * start.len()];
+        for ((dense, row), start) in
+            weights.chunks_exact_mut(taps.max(1)).zip(&axis.rows).zip(&start)
+        {
+            for (k, weight) in row.weights.iter().enumerate() {
+                dense[row.start + k - start] = *weight as f32;
+            }
+        }
+        Self { taps, start, weights }
+    }
+
+    fn outputs(&self) -> usize {
+        self.start.len()
+    }
+
+    /// One line: y\[j\] = Σ weights\[j, t\] · x\[start\[j\] + t\].
+    #[inline(always)]
+    fn along(&self, x: &[f32], y: &mut [f32]) {
+        match self.taps {
+            1 => self.along_few::<1>(x, y),
+            2 => self.along_few::<2>(x, y),
+            3 => self.along_few::<3>(x, y),
+            4 => self.along_few::<4>(x, y),
+            _ => {
+                for ((y, weights), &start) in
+                    y.iter_mut().zip(self.weights.chunks_exact(self.taps)).zip(&self.start)
+                {
+                    *y = weights.iter().zip(&x[start..start + self.taps]).map(|(w, x)| w * x).sum();
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn along_few<const TAPS: usize>(&self, x: &[f32], y: &mut [f32]) {
+        let (weights, _) = self.weights.as_chunks::<TAPS>();
+        for ((y, weights), &start) in y.iter_mut().zip(weights).zip(&self.start) {
+            let x = &x[start..start + TAPS];
+            let mut sum = weights[0] * x[0];
+            for t in 1..TAPS {
+                sum = weights[t].mul_add(x[t], sum);
+            }
+            *y = sum;
+        }
+    }
+
+    /// Lines of `width` values: each line of `y` is a weighted sum of lines of `x`.
+    #[inline(always)]
+    fn across(&self, x: &[f32], width: usize, y: &mut [f32]) {
+        let rows =
+            y.chunks_exact_mut(width).zip(self.weights.chunks_exact(self.taps)).zip(&self.start);
+        for ((y, weights), &start) in rows {
+            let x = &x[start * width..(start + self.taps) * width];
+            if let [a, b] = *weights {
+                let (first, second) = x.split_at(width);
+                for ((y, &p), &q) in y.iter_mut().zip(first).zip(second) {
+                    *y = b.mul_add(q, a * p);
+                }
+                continue;
+            }
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = weights[0] * x);
+            for (&weight, x) in weights.iter().zip(x.chunks_exact(width)).skip(1) {
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = weight.mul_add(x, *y));
+            }
+        }
+    }
+}
+
+/// Every plane of `x`; first along the axis that leaves less to do along the other.
+fn run(x: &[f32], rows: &Axis, columns: &Axis) -> Vec<f32> {
+    let (height, width) = (rows.inputs, columns.inputs);
+    let (rows, columns) = (Dense::new(rows), Dense::new(columns));
+    let area = rows.outputs() * columns.outputs();
+    let planes = x.len() / (height * width);
+    let mut out = vec![0.0; planes * area];
+    // Enough planes at a time to outweigh the start of a task.
+    let planes = (1usize << 14).div_ceil(area + height * width);
+    let blocks = out.par_chunks_mut(planes * area).zip(x.par_chunks(planes * height * width));
+    blocks.for_each(|(out, x)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (y, x) in out.chunks_exact_mut(area).zip(x.chunks_exact(height * width)) {
+                    if rows.outputs() >= height {
+                        let mut lines = scratch(height * columns.outputs());
+                        for (line, x) in
+                            lines.chunks_exact_mut(columns.outputs()).zip(x.chunks_exact(width))
+                        {
+                            columns.along(x, line);
+                        }
+                        rows.across(&lines, columns.outputs(), y);
+                    } else {
+                        let mut lines = scratch(rows.outputs() * width);
+                        rows.across(x, width, &mut lines);
+                        for (y, line) in
+                            y.chunks_exact_mut(columns.outputs()).zip(lines.chunks_exact(width))
+                        {
+                            columns.along(line, y);
+                        }
+                    }
+                }
+            },
+        );
+    });
+    out
 }

@@ -5,6 +5,7 @@
 mod fixture;
 mod heads;
 mod maps;
+mod optim;
 mod vit;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
         "dyt_vit" => vit::evaluation(fixture),
         "dyt_vit_train" => vit::training(fixture),
         "dense_features" => vit::dense_features(fixture),
+        "optim" => optim::optim(fixture),
         "uper_head" => heads::evaluation(fixture),
         "uper_head_train" => heads::training(fixture),
         "resize" => maps::resize(fixture),

@@ -1,0 +1,259 @@
+//! The checkpoint of a run: one file with what training changed, and how it got there.
+//!
+//! Frozen weights are not copied: they are read again from the backbone's file, whose SHA-256 is recorded; those that
+//! never came from a file follow from the seed.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ema, optim};
+use crate::config::{BackboneConfig, Inference, ScheduleConfig};
+use crate::model::Model;
+use crate::params::{ParamStore, Role};
+use crate::weights::checkpoint::{self, Metadata, Tensors};
+use crate::weights::sha256;
+use crate::{Error, Result};
+
+/// The key of the file's metadata below which [`Meta`] lies as JSON.
+const KEY: &str = "rescatter";
+
+/// Everything in a checkpoint that is not a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Version of this structure.
+    pub format: u32,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Steps of the whole training.
+    pub iterations: u64,
+    /// Seed of every random number.
+    pub seed: u64,
+    /// The schedule that the step belongs to.
+    pub schedule: ScheduleConfig,
+    /// Calibrated thresholds for several budgets, of the weights at the last evaluation.
+    pub thresholds: Vec<Thresholds>,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// The step of the last evaluation.
+    pub evaluated: Option<u64>,
+    /// Where the frozen weights are.
+    pub backbone: Option<BackboneFile>,
+    /// Names of the classes in the order of their numbers.
+    pub classes: Vec<String>,
+    /// Time spent on training so far.
+    pub seconds: f64,
+    /// The resolved config as YAML.
+    pub config: String,
+}
+
+/// Thresholds that meet one budget.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// The share of tokens that stays active.
+    pub share: f64,
+    /// One per dispatcher.
+    pub values: Vec<f32>,
+}
+
+/// An evaluation's main score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Name of the score.
+    pub name: String,
+    /// Its value.
+    pub score: f64,
+    /// Steps done by then.
+    pub step: u64,
+}
+
+/// The file of the frozen weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackboneFile {
+    /// As the config names it.
+    pub path: PathBuf,
+    /// Of its bytes, in hexadecimal.
+    pub sha256: String,
+}
+
+impl BackboneFile {
+    /// The file of `config`, if `params` hold anything that only that file knows.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn of(config: &BackboneConfig, params: &ParamStore) -> Result<Option<Self>> {
+        match &config.weights {
+            Some(path) if !params.with_role(Role::Frozen).is_empty() => {
+                Ok(Some(Self { path: path.clone(), sha256: sha256(path)? }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A checkpoint that was read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    /// What is not a tensor.
+    pub meta: Meta,
+    tensors: Tensors,
+}
+
+impl Checkpoint {
+    /// Reads the file `path`.
+    ///
+    /// # Errors
+    /// If it is missing, damaged, or not the checkpoint of a run.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (tensors, metadata) = checkpoint::read(path)?;
+        let text = metadata.get(KEY).ok_or_else(|| {
+            Error::file(path, "holds weights, but is not the checkpoint of a run")
+                .with_hint("`backbone.weights` takes pretrained files")
+        })?;
+        let meta = serde_json::from_str(text).map_err(|e| {
+            Error::file(path, format!("its metadata is not that of this version: {e}"))
+        })?;
+        Ok(Self { path: path.into(), meta, tensors })
+    }
+
+    /// The tensors of the optimizer and the averages, for [`optim::Optimizer::load_state`] and [`ema::Ema::load_state`].
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    /// Whether the frozen weights that were loaded for `config` are those that this checkpoint was trained on.
+    ///
+    /// # Errors
+    /// If they are not, or their file cannot be read.
+    pub fn check_backbone(&self, config: &BackboneConfig) -> Result<()> {
+        let Some(known) = &self.meta.backbone else { return Ok(()) };
+        let path = config.weights.as_deref().unwrap_or(&known.path);
+        let found = sha256(path)?;
+        if found == known.sha256 {
+            return Ok(());
+        }
+        let reason = format!(
+            "is not the backbone that {} was trained on: its SHA-256 is {found}, expected {}",
+            self.path.display(),
+            known.sha256
+        );
+        Err(Error::file(path, reason).with_hint(format!(
+            "give the file that was `{}` with `backbone.weights=…`",
+            known.path.display()
+        )))
+    }
+
+    /// Puts the trained tensors and statistics into `params`; with `averaged`, the moving averages where there are any.
+    ///
+    /// # Errors
+    /// One error for all that does not fit.
+    pub fn restore(&self, params: &ParamStore, source: Source) -> Result<()> {
+        let wanted: Vec<_> =
+            params.all().into_iter().filter(|(_, p)| p.role != Role::Frozen).collect();
+        self.fits(
+            &wanted.iter().map(|(name, p)| (name.as_str(), p.var.dims())).collect::<Vec<_>>(),
+        )?;
+        for (name, _) in &wanted {
+            let average = self.tensors.get(&format!("{}{name}", ema::PREFIX));
+            let value =
+                average.filter(|_| source == Source::Averaged).or_else(|| self.tensors.get(name));
+            if let Some(value) = value {
+                params.set(name, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fits(&self, wanted: &[(&str, &[usize])]) -> Result<()> {
+        let mut faults = Vec::new();
+        let mut fault = |what: &str, names: &[String]| {
+            if let Some(first) = names.first() {
+                faults.push(format!(
+                    "{} {what} ({first}{})",
+                    names.len(),
+                    if names.len() > 1 { " …" } else { "" }
+                ));
+            }
+        };
+        let of = |check: &dyn Fn(&str, &[usize]) -> Option<String>| -> Vec<String> {
+            wanted.iter().filter_map(|(name, dims)| check(name, dims)).collect()
+        };
+        fault(
+            "missing",
+            &of(&|name, _| (!self.tensors.contains_key(name)).then(|| format!("`{name}`"))),
+        );
+        let shape = |name: &str, dims: &[usize]| {
+            let found = self.tensors.get(name)?.dims();
+            (found != dims)
+                .then(|| format!("`{name}` is {found:?} in the file and {dims:?} in the model"))
+        };
+        fault("of another shape", &of(&shape));
+        let known = |name: &str| wanted.iter().any(|(known, _)| *known == name);
+        let own =
+            |name: &&String| !name.starts_with(optim::PREFIX) && !name.starts_with(ema::PREFIX);
+        let extra: Vec<String> = self
+            .tensors
+            .keys()
+            .filter(own)
+            .filter(|name| !known(name))
+            .map(|name| format!("`{name}`"))
+            .collect();
+        fault("not in the model", &extra);
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Error::file(
+            &self.path,
+            format!("is the checkpoint of another model: tensors {}", faults.join(", ")),
+        )
+        .with_hint("use the config.yaml that lies beside the checkpoint"))
+    }
+}
+
+/// Which weights a checkpoint gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Those that training continues with.
+    Live,
+    /// The moving averages where the run kept them, which is what is evaluated.
+    Averaged,
+}
+
+/// Writes the trained tensors and statistics of `params` with `beside` (the states of optimizer and averages).
+///
+/// # Errors
+/// If the file cannot be written; an older one then stays as it was.
+pub fn save(path: &Path, params: &ParamStore, beside: Tensors, meta: &Meta) -> Result<()> {
+    let mut tensors = beside;
+    for (name, param) in params.all() {
+        if param.role != Role::Frozen {
+            tensors.insert(name, param.var.as_detached_tensor());
+        }
+    }
+    let text = serde_json::to_string(meta).map_err(Error::usage)?;
+    checkpoint::write(path, &tensors, &Metadata::from([(KEY.into(), text)]))
+}
+
+/// Prepares `model`, whose frozen weights were loaded, for inference with the checkpoint `path`: weights (averaged ones
+/// where the run kept them), statistics, and the thresholds of the budget that the model's config asks for. If the
+/// checkpoint has none for that budget, the model still [needs them](crate::backbone::Vit::needs_thresholds).
+///
+/// # Errors
+/// If the checkpoint or the backbone's file is another model's.
+pub fn load_for_inference<H>(
+    path: &Path,
+    model: &Model<H>,
+    config: &BackboneConfig,
+) -> Result<Meta> {
+    let checkpoint = Checkpoint::read(path)?;
+    checkpoint.check_backbone(config)?;
+    checkpoint.restore(&model.params, Source::Averaged)?;
+    if let Inference::Calibrated(share) = model.backbone.dispatch().inference {
+        let stored = checkpoint.meta.thresholds.iter().find(|t| (t.share - share).abs() < 1e-9);
+        if let Some(thresholds) = stored {
+            model.backbone.set_thresholds(thresholds.values.clone());
+        }
+    }
+    Ok(checkpoint.meta)
+}

@@ -1,0 +1,170 @@
+//! Losses and gradients of one optimizer step over all its micro-batches.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::optim::Parameter;
+use crate::data::Batch;
+use crate::dispatch::KeptStats;
+use crate::head::{Head, Losses, StepContext, World};
+use crate::model::Model;
+use crate::rng::Rng;
+
+/// What the micro-batches of a step share.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    /// The run's generator.
+    pub rng: &'a Rng,
+    /// Steps done before this one.
+    pub step: u64,
+    /// Share of the training that is done.
+    pub progress: f64,
+    /// The processes that train together.
+    pub world: &'a World,
+}
+
+impl<'a> Moment<'a> {
+    fn context(&self, samples: &'a [u64], update_stats: bool) -> StepContext<'a> {
+        let Self { rng, step, progress, world } = *self;
+        StepContext { training: true, update_stats, rng, step, progress, samples, world }
+    }
+}
+
+/// The losses of a step and what they ask of the parameters.
+#[derive(Debug)]
+pub struct StepGradients {
+    /// One per parameter, `None` where the losses do not depend on it.
+    pub gradients: Vec<Option<Tensor>>,
+    /// Every term's mean over the whole step.
+    pub terms: Vec<(&'static str, f64)>,
+    /// What is minimised.
+    pub total: f64,
+    /// Share of the tokens that were worked on; `None` for the dense model.
+    pub kept: Option<f64>,
+}
+
+/// The gradients of the mean losses over all `batches` together, as if they were one batch (except that batch norm sees
+/// each by itself).
+///
+/// A term is divided by its count over all micro-batches, which is only known after all of them: with more than one, a
+/// first pass without backward finds counts and the mean mask, and the second pass repeats it with the same random
+/// numbers. One micro-batch needs one pass.
+///
+/// # Errors
+/// If a forward or backward pass fails.
+pub fn step_gradients<H: Head>(
+    model: &Model<H>,
+    parameters: &[Parameter],
+    batches: &[Batch<H::Target>],
+    moment: &Moment,
+) -> Result<StepGradients> {
+    let device = model.params.device();
+    let totals = match batches {
+        [_] => None,
+        _ => Some(count(model, batches, moment)?),
+    };
+    let mut sum = StepGradients {
+        gradients: vec![None; parameters.len()],
+        terms: Vec::new(),
+        total: 0.0,
+        kept: None,
+    };
+    for batch in batches {
+        let ctx = moment.context(&batch.samples, true);
+        let mean_mask = totals.as_ref().and_then(|t| t.mean_mask());
+        let (losses, kept) =
+            model.losses_at(&on(device, batch)?, &batch.targets, &ctx, mean_mask)?;
+        let counts = match &totals {
+            Some(totals) => totals.counts_for(&losses)?,
+            None => losses.counts(),
+        };
+        sum.kept = match &totals {
+            Some(_) => mean_mask,
+            None if kept.layers.is_empty() => None,
+            None => Some(kept.overall()?),
+        };
+        drop(kept);
+        add_terms(&mut sum.terms, &losses, &counts)?;
+        let total = losses.total(&counts)?;
+        drop(losses);
+        sum.total += f64::from(total.to_scalar::<f32>()?);
+        let mut store = total.backward()?;
+        for (slot, parameter) in sum.gradients.iter_mut().zip(parameters) {
+            *slot = match (slot.take(), store.remove(&parameter.var)) {
+                (Some(before), Some(new)) => Some((before + new)?),
+                (before, new) => before.or(new),
+            };
+        }
+    }
+    Ok(sum)
+}
+
+/// Counts of a step.
+#[derive(Debug, Default)]
+struct Totals {
+    counts: Vec<(&'static str, f64)>,
+    active: f64,
+    decisions: f64,
+}
+
+impl Totals {
+    fn add(&mut self, losses: &Losses, kept: &KeptStats) -> Result<()> {
+        if self.counts.is_empty() {
+            self.counts = losses.terms.iter().map(|term| (term.name, 0.0)).collect();
+        }
+        if self.counts.len() != losses.terms.len() {
+            bail!(
+                "the head returned {} terms for one micro-batch and {} for another",
+                self.counts.len(),
+                losses.terms.len()
+            );
+        }
+        for ((_, count), term) in self.counts.iter_mut().zip(&losses.terms) {
+            *count += term.count;
+        }
+        let decisions = kept.decisions() as f64;
+        self.active += kept.overall()? * decisions;
+        self.decisions += decisions;
+        Ok(())
+    }
+
+    fn mean_mask(&self) -> Option<f64> {
+        (self.decisions > 0.0).then(|| self.active / self.decisions)
+    }
+
+    fn counts_for(&self, losses: &Losses) -> Result<Vec<f64>> {
+        if !self.counts.iter().map(|(name, _)| *name).eq(losses.terms.iter().map(|term| term.name))
+        {
+            bail!("the terms of a loss changed between two passes over the same images");
+        }
+        Ok(self.counts.iter().map(|(_, count)| *count).collect())
+    }
+}
+
+fn count<H: Head>(
+    model: &Model<H>,
+    batches: &[Batch<H::Target>],
+    moment: &Moment,
+) -> Result<Totals> {
+    let mut totals = Totals::default();
+    for batch in batches {
+        let ctx = moment.context(&batch.samples, false);
+        let (losses, kept) =
+            model.losses(&on(model.params.device(), batch)?, &batch.targets, &ctx)?;
+        totals.add(&losses, &kept)?;
+    }
+    Ok(totals)
+}
+
+fn on<T>(device: &Device, batch: &Batch<T>) -> Result<Tensor> {
+    batch.images.to_device(device)
+}
+
+fn add_terms(terms: &mut Vec<(&'static str, f64)>, losses: &Losses, counts: &[f64]) -> Result<()> {
+    if terms.is_empty() {
+        terms.extend(losses.terms.iter().map(|term| (term.name, 0.0)));
+    }
+    for (((_, mean), term), count) in terms.iter_mut().zip(&losses.terms).zip(counts) {
+        *mean += f64::from(term.sum.to_scalar::<f32>()?) / count.max(1.0);
+    }
+    Ok(())
+}

@@ -1,0 +1,353 @@
+//! The training loop.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::checkpoint::{self, BackboneFile, Best, Checkpoint, Meta, Source, Thresholds};
+use super::log::JsonLog;
+use super::progress::{Progress, human};
+use super::run::Run;
+use super::step::{Moment, StepGradients, step_gradients};
+use super::tensorboard::EventWriter;
+use super::window::Window;
+use super::{Ema, Optimizer, Schedule, clip_scale, gradient_norm};
+use crate::config::{Config, OptimizerConfig, TrainConfig, load};
+use crate::data::Batch;
+use crate::fs::atomic_write;
+use crate::head::{Head, World};
+use crate::model::Model;
+use crate::rng::Rng;
+use crate::weights::checkpoint::Tensors;
+use crate::{Error, Result};
+
+/// What an evaluation found.
+#[derive(Debug, Clone, Default)]
+pub struct Evaluation {
+    /// Named scores; the first decides which weights are the best (higher is better).
+    pub scores: Vec<(String, f64)>,
+    /// More of the same for `results.json`: per class, per layer.
+    pub details: Map<String, Value>,
+    /// Thresholds calibrated for the evaluated weights.
+    pub thresholds: Vec<Thresholds>,
+}
+
+/// How a training ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All steps are done; the final evaluation.
+    Finished(Evaluation),
+    /// It was asked to stop; `--resume` goes on from here.
+    Interrupted {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// A training in progress.
+pub struct Trainer<'a, H> {
+    model: &'a Model<H>,
+    run: Run,
+    config: TrainConfig,
+    schedule: Schedule,
+    optimizer: Optimizer,
+    ema: Option<Ema>,
+    rng: Rng,
+    meta: Meta,
+}
+
+impl<'a, H: Head> Trainer<'a, H> {
+    /// A training of `model`, whose frozen weights are loaded, at its first step.
+    ///
+    /// # Errors
+    /// If the backbone's file cannot be read.
+    pub fn new<C: Serialize>(
+        model: &'a Model<H>,
+        run: Run,
+        config: &Config<C>,
+        classes: Vec<String>,
+    ) -> Result<Self> {
+        let lr = match &config.optimizer {
+            OptimizerConfig::Adamw(c) => c.lr,
+            OptimizerConfig::Sgd(c) => c.lr,
+        };
+        let meta = Meta {
+            format: 1,
+            step: 0,
+            iterations: config.train.iterations,
+            seed: config.seed,
+            schedule: config.schedule.clone(),
+            thresholds: Vec::new(),
+            best: None,
+            evaluated: None,
+            backbone: BackboneFile::of(&config.backbone, &model.params)?,
+            classes,
+            seconds: 0.0,
+            config: load::to_yaml(config)?,
+        };
+        Ok(Self {
+            model,
+            run,
+            config: config.train.clone(),
+            schedule: Schedule::new(&config.schedule, lr, config.train.iterations),
+            optimizer: Optimizer::new(&config.optimizer, &model.params)?,
+            ema: config.train.ema.map(|decay| Ema::new(&model.params, decay)).transpose()?,
+            rng: Rng::new(config.seed),
+            meta,
+        })
+    }
+
+    /// Takes up the run's last checkpoint, if there is one.
+    ///
+    /// # Errors
+    /// If it is damaged or another model's, or the frozen weights are not those that it was trained on.
+    pub fn resume<C>(&mut self, config: &Config<C>) -> Result<()> {
+        let path = self.run.last_path();
+        if !path.exists() {
+            return Ok(());
+        }
+        let found = Checkpoint::read(&path)?;
+        found.check_backbone(&config.backbone)?;
+        found.restore(&self.model.params, Source::Live)?;
+        let misfit = |e: candle_core::Error| Error::file(&path, e);
+        self.optimizer.load_state(found.tensors(), found.meta.step).map_err(misfit)?;
+        if let Some(ema) = &self.ema {
+            ema.load_state(found.tensors()).map_err(misfit)?;
+        }
+        let Meta { config, backbone, classes, .. } = std::mem::replace(&mut self.meta, found.meta);
+        self.meta = Meta { config, backbone, classes, ..self.meta.clone() };
+        Ok(())
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.meta.step
+    }
+
+    /// The number of the first sample that the next step reads: where the loader must begin.
+    pub fn first_sample(&self) -> u64 {
+        self.meta.step * (self.config.batch_size * self.config.accumulate) as u64
+    }
+
+    /// Trains to the end on `batches` (endless, beginning at [`Self::first_sample`]), evaluating with `evaluate`; stops
+    /// after the present step, with a checkpoint, once `stop` is set.
+    ///
+    /// # Errors
+    /// If data, arithmetic, evaluation or writing fails, or a loss or gradient is not finite; the last checkpoint stays.
+    pub fn run(
+        &mut self,
+        mut batches: impl Iterator<Item = Result<Batch<H::Target>>>,
+        stop: &AtomicBool,
+        mut evaluate: impl FnMut(&Model<H>) -> Result<Evaluation>,
+    ) -> Result<Outcome> {
+        let mut outputs = Outputs::open(&self.run, &self.meta)?;
+        let mut evaluation = Evaluation::default();
+        loop {
+            let done = self.meta.step == self.config.iterations;
+            // A resumed run makes up for an evaluation that was cut short; the last one is wanted for the results.
+            if done || (self.evaluates() && self.meta.evaluated != Some(self.meta.step)) {
+                evaluation = self.evaluate(&mut evaluate, &mut outputs)?;
+            }
+            if done {
+                break;
+            }
+            let step = self.train_step(&mut batches, &mut outputs)?;
+            let asked = stop.load(Ordering::Relaxed);
+            let last = step == self.config.iterations;
+            if asked
+                || last
+                || self.evaluates()
+                || step.is_multiple_of(self.config.checkpoint_every)
+            {
+                self.save_last()?;
+            }
+            if asked && !last {
+                outputs.progress.finish();
+                return Ok(Outcome::Interrupted { step });
+            }
+        }
+        outputs.progress.finish();
+        self.write_results(&evaluation)?;
+        Ok(Outcome::Finished(evaluation))
+    }
+
+    /// Whether the present step is one after which the weights are evaluated.
+    fn evaluates(&self) -> bool {
+        let step = self.meta.step;
+        step > 0
+            && (step == self.config.iterations
+                || self.config.eval_every.is_some_and(|n| step.is_multiple_of(n)))
+    }
+
+    fn train_step(
+        &mut self,
+        batches: &mut impl Iterator<Item = Result<Batch<H::Target>>>,
+        outputs: &mut Outputs,
+    ) -> Result<u64> {
+        let start = Instant::now();
+        let ended = || Error::usage("the training data came to an end");
+        let group = (0..self.config.accumulate)
+            .map(|_| batches.next().ok_or_else(ended)?)
+            .collect::<Result<Vec<_>>>()?;
+        let waited = start.elapsed();
+        let lr = self.schedule.lr(self.meta.step);
+        let progress = self.meta.step as f64 / self.config.iterations as f64;
+        let moment =
+            Moment { rng: &self.rng, step: self.meta.step, progress, world: &World::SINGLE };
+        let found = step_gradients(self.model, self.optimizer.parameters(), &group, &moment)?;
+        let norm = gradient_norm(&found.gradients)?;
+        self.check_finite(&found, norm, &group)?;
+        let scale = self.config.clip_norm.map_or(1.0, |max| clip_scale(norm, max));
+        self.optimizer.step(&found.gradients, lr, scale)?;
+        if let Some(ema) = &self.ema {
+            ema.update()?;
+        }
+        self.meta.step += 1;
+        let spent = start.elapsed();
+        self.meta.seconds += spent.as_secs_f64();
+        outputs.window.add(&found, norm, [spent, waited]);
+        outputs.after_step(self.meta.step, lr, self.config.log_every)?;
+        Ok(self.meta.step)
+    }
+
+    fn check_finite(
+        &self,
+        found: &StepGradients,
+        norm: f64,
+        batches: &[Batch<H::Target>],
+    ) -> Result<()> {
+        let term = found.terms.iter().find(|(_, value)| !value.is_finite());
+        let what = match term {
+            Some((name, value)) => format!("the loss `{name}` is {value}"),
+            None if !found.total.is_finite() => format!("the total loss is {}", found.total),
+            None if !norm.is_finite() => {
+                let parameters = self.optimizer.parameters().iter().zip(&found.gradients);
+                let norm_of =
+                    |g: &Option<_>| gradient_norm(std::slice::from_ref(g)).unwrap_or(f64::NAN);
+                let first =
+                    parameters.into_iter().find(|(_, gradient)| !norm_of(gradient).is_finite());
+                let name = first
+                    .map_or("all parameters together", |(parameter, _)| parameter.name.as_str());
+                format!("the gradient of `{name}` is not finite")
+            }
+            None => return Ok(()),
+        };
+        let names: Vec<&str> =
+            batches.iter().flat_map(|b| &b.metas).map(|meta| meta.name.as_str()).collect();
+        let step = self.meta.step + 1;
+        let kept = if self.run.last_path().exists() {
+            "the last checkpoint stays as it was"
+        } else {
+            "there is no checkpoint yet"
+        };
+        Err(Error::usage(format!(
+            "training stopped at step {step}: {what} (images: {}); {kept}",
+            names.join(", ")
+        ))
+        .with_hint("a lower learning rate, a longer warm-up or `train.clip_norm` usually cures it"))
+    }
+
+    fn evaluate(
+        &mut self,
+        evaluate: &mut impl FnMut(&Model<H>) -> Result<Evaluation>,
+        outputs: &mut Outputs,
+    ) -> Result<Evaluation> {
+        let start = Instant::now();
+        if let Some(ema) = &self.ema {
+            ema.swap()?;
+        }
+        let found = evaluate(self.model);
+        if let Some(ema) = &self.ema {
+            ema.swap()?;
+        }
+        let found = found?;
+        self.meta.thresholds.clone_from(&found.thresholds);
+        self.meta.evaluated = Some(self.meta.step);
+        let step = self.meta.step;
+        let better = found.scores.first().filter(|(_, score)| {
+            score.is_finite() && self.meta.best.as_ref().is_none_or(|best| *score > best.score)
+        });
+        if let Some((name, score)) = better {
+            self.meta.best = Some(Best { name: name.clone(), score: *score, step });
+            let averages = self.ema.as_ref().map(Ema::state).unwrap_or_default();
+            checkpoint::save(&self.run.best_path(), &self.model.params, averages, &self.meta)?;
+        }
+        self.save_last()?;
+        outputs.after_evaluation(step, &found, start.elapsed())?;
+        Ok(found)
+    }
+
+    fn save_last(&self) -> Result<()> {
+        let mut beside: Tensors = self.optimizer.state();
+        beside.extend(self.ema.as_ref().map(Ema::state).unwrap_or_default());
+        checkpoint::save(&self.run.last_path(), &self.model.params, beside, &self.meta)
+    }
+
+    fn write_results(&self, evaluation: &Evaluation) -> Result<()> {
+        let mut results = scores_json(&evaluation.scores);
+        results.extend(evaluation.details.clone());
+        results.insert("step".into(), json!(self.meta.step));
+        results.insert("best".into(), json!(self.meta.best));
+        results.insert("trainable_parameters".into(), json!(self.model.trainable_count()));
+        results.insert("train_seconds".into(), json!(self.meta.seconds));
+        results.insert("peak_memory_bytes".into(), json!(peak_memory_bytes()));
+        let text = serde_json::to_string_pretty(&results).map_err(Error::usage)?;
+        atomic_write(self.run.results_path(), text + "\n")
+    }
+}
+
+/// Where a training reports to.
+struct Outputs {
+    log: JsonLog,
+    events: EventWriter,
+    progress: Progress,
+    window: Window,
+}
+
+impl Outputs {
+    fn open(run: &Run, meta: &Meta) -> Result<Self> {
+        Ok(Self {
+            log: JsonLog::open(&run.log_path(), meta.step)?,
+            events: EventWriter::create(run.folder(), meta.step)?,
+            progress: Progress::new(meta.iterations, meta.step),
+            window: Window::default(),
+        })
+    }
+
+    fn after_step(&mut self, step: u64, lr: f64, log_every: u64) -> Result<()> {
+        let line = || self.window.line();
+        self.progress.step(step, line);
+        if step.is_multiple_of(log_every) {
+            self.progress.line(|| format!("step {step} · {}", line()));
+            self.log.write(&self.window.row(step, lr))?;
+            self.events.scalars(step, self.window.scalars(lr))?;
+            self.window = Window::default();
+        }
+        Ok(())
+    }
+
+    fn after_evaluation(&mut self, step: u64, found: &Evaluation, time: Duration) -> Result<()> {
+        let row = json!({ "step": step, "eval": scores_json(&found.scores), "eval_seconds": time.as_secs_f64() });
+        self.log.write(&row)?;
+        let tags: Vec<(String, f64)> =
+            found.scores.iter().map(|(name, v)| (format!("eval/{name}"), *v)).collect();
+        self.events.scalars(step, tags.iter().map(|(tag, value)| (tag.as_str(), *value)))?;
+        let scores: Vec<String> =
+            found.scores.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        self.progress.note(&format!("step {step}: {} ({})", scores.join(" · "), human(time)));
+        Ok(())
+    }
+}
+
+fn scores_json(scores: &[(String, f64)]) -> Map<String, Value> {
+    scores.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
+}
+
+/// The most memory that this process ever held (Linux).
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,314 @@
+//! The convolution without im2col: one product per tap of the kernel, each reading the padded map at an offset.
+
+use std::borrow::Cow;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::Geometry;
+use super::grid::{Grid, GridSpec, pixels_first};
+use super::product::{Product, Tap, weight_gradient};
+use crate::ops::count;
+use crate::ops::host::{slice, values};
+
+/// The convolution as one operation with its own backward pass.
+pub(super) fn apply(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Geometry,
+) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Fused(geometry)),
+        None => x.apply_op2(&weight, Fused(geometry)),
+    }
+}
+
+struct Fused(Geometry);
+
+impl Fused {
+    fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
+        count("conv2d");
+        (CpuStorage::F32(self.0.forward(x, w, bias)), self.0.output_shape())
+    }
+
+    fn backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        count("conv2d.backward");
+        let grad = values(grad)?;
+        let mut gradients = (None, None);
+        if x.track_op() {
+            let dx = self.0.input_gradient(&values(w)?, &grad, None);
+            gradients.0 = Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?);
+        }
+        if w.track_op() {
+            let dw = self.0.weight_gradient(&values(x)?, &grad);
+            gradients.1 = Some(Tensor::from_vec(dw, w.shape(), &Device::Cpu)?);
+        }
+        Ok(gradients)
+    }
+}
+
+impl CustomOp2 for Fused {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok(self.forward(slice(x, lx)?, slice(w, lw)?, None))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, w, &grad.contiguous()?)
+    }
+}
+
+impl CustomOp3 for Fused {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        bias: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok(self.forward(slice(x, lx)?, slice(w, lw)?, Some(slice(bias, lb)?)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (dx, dw) = self.backward(x, w, &grad)?;
+        let db = if bias.track_op() { Some(channel_sums(&grad)?) } else { None };
+        Ok((dx, dw, db))
+    }
+}
+
+impl Geometry {
+    fn area(&self) -> usize {
+        self.kernel.0 * self.kernel.1
+    }
+
+    /// How many rows and columns of a phase lie before the last tap.
+    fn reach(&self) -> (usize, usize) {
+        let reach = |kernel: usize| (kernel - 1) * self.conv.dilation / self.conv.stride;
+        (reach(self.kernel.0), reach(self.kernel.1))
+    }
+
+    /// The taps as (row, column) of the kernel, in the order of the matrices.
+    fn kernel_taps(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (kh, kw) = self.kernel;
+        (0..kh).flat_map(move |ky| (0..kw).map(move |kx| (ky, kx)))
+    }
+
+    fn input_grid<'a>(&self, x: &'a [f32]) -> Grid<'a> {
+        let (reach, pad) = (self.reach(), self.conv.padding);
+        let grid = Grid::new(
+            x,
+            &GridSpec {
+                channels: self.channels,
+                size: self.input,
+                pad: (pad, pad),
+                plane: (self.size.0 + reach.0, self.size.1 + reach.1),
+                stride: self.conv.stride,
+            },
+        );
+        if self.patches() { grid.merged() } else { grid }
+    }
+
+    /// Where the outputs see the input grid through each tap.
+    fn input_taps(&self, width: usize) -> Vec<Tap> {
+        if self.patches() {
+            return vec![Tap { matrix: 0, phase: 0, offset: 0 }];
+        }
+        let (s, d) = (self.conv.stride, self.conv.dilation);
+        let tap = |(matrix, (ky, kx)): (usize, (usize, usize))| Tap {
+            matrix,
+            phase: ky * d % s * s + kx * d % s,
+            offset: ky * d / s * width + kx * d / s,
+        };
+        self.kernel_taps().enumerate().map(tap).collect()
+    }
+
+    /// `x` `[B, C, H, W]` → `[B, O, H', W']`.
+    pub(in crate::ops) fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let grid = self.input_grid(x);
+        let matrices = if self.area() == 1 {
+            Cow::Borrowed(w)
+        } else if self.patches() {
+            // One matrix [O, tap, C]: the phases are channels.
+            Cow::Owned(self.reorder(w, |o, c, t| (o * self.area() + t) * self.channels + c))
+        } else {
+            Cow::Owned(self.reorder(w, |o, c, t| (t * self.outputs + o) * self.channels + c))
+        };
+        let mut out = vec![0.0; self.batch * self.outputs * self.size.0 * self.size.1];
+        let taps = self.input_taps(grid.width);
+        let product = Product {
+            grid: &grid,
+            matrices: &matrices,
+            m: self.outputs,
+            taps: &taps,
+            bias,
+            count: self.size,
+            size: self.size,
+            first: (0, 0),
+            step: 1,
+        };
+        product.run(&mut out);
+        out
+    }
+
+    /// The weight `[O, C, tap]` with element (o, c, t) at `place(o, c, t)`.
+    fn reorder(&self, w: &[f32], place: impl Fn(usize, usize, usize) -> usize) -> Vec<f32> {
+        let mut out = vec![0.0; w.len()];
+        for (i, taps) in w.chunks_exact(self.area()).enumerate() {
+            for (t, &value) in taps.iter().enumerate() {
+                out[place(i / self.channels, i % self.channels, t)] = value;
+            }
+        }
+        out
+    }
+
+    /// Each phase of the padded input is a convolution of the gradient with the transposed taps that lead to it.
+    /// With `bias` it is a transposed convolution.
+    pub(in crate::ops) fn input_gradient(
+        &self,
+        w: &[f32],
+        grad: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
+        let (s, d, pad, reach) =
+            (self.conv.stride, self.conv.dilation, self.conv.padding, self.reach());
+        let last = ((self.input.0 - 1 + pad) / s, (self.input.1 - 1 + pad) / s);
+        let grid = Grid::new(
+            grad,
+            &GridSpec {
+                channels: self.outputs,
+                size: self.size,
+                pad: reach,
+                plane: (reach.0 + last.0 + 1, reach.1 + last.1 + 1),
+                stride: 1,
+            },
+        );
+        let matrices = self.reorder(w, |o, c, t| (t * self.channels + c) * self.outputs + o);
+        let mut dx = vec![0.0; self.batch * self.channels * self.input.0 * self.input.1];
+        for (py, px) in (0..s).flat_map(|py| (0..s).map(move |px| (py, px))) {
+            let rows = Phase::new(py, s, pad, self.input.0);
+            let cols = Phase::new(px, s, pad, self.input.1);
+            let leads =
+                |&(_, (ky, kx)): &(usize, (usize, usize))| ky * d % s == py && kx * d % s == px;
+            let tap = |(matrix, (ky, kx)): (usize, (usize, usize))| {
+                let row = rows.first + reach.0 - ky * d / s;
+                Tap {
+                    matrix,
+                    phase: 0,
+                    offset: row * grid.width + cols.first + reach.1 - kx * d / s,
+                }
+            };
+            let taps: Vec<Tap> = self.kernel_taps().enumerate().filter(leads).map(tap).collect();
+            let product = Product {
+                grid: &grid,
+                matrices: &matrices,
+                m: self.channels,
+                taps: &taps,
+                bias,
+                count: (rows.count, cols.count),
+                size: self.input,
+                first: (rows.pixel, cols.pixel),
+                step: s,
+            };
+            product.run(&mut dx);
+        }
+        dx
+    }
+
+    pub(in crate::ops) fn weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        let grid = self.input_grid(x);
+        let taps = self.input_taps(grid.width);
+        let grad = pixels_first(grad, self.outputs, self.size, grid.width);
+        let positions = (self.size.0 - 1) * grid.width + self.size.1;
+        // [tap, C, O], also where the phases are channels.
+        let by_tap = weight_gradient(&grid, &grad, self.outputs, &taps, positions);
+        let (area, channels) = (self.area(), self.channels);
+        let mut dw = vec![0.0; by_tap.len()];
+        dw.par_chunks_exact_mut(channels * area).enumerate().for_each(|(o, dw)| {
+            for (i, value) in dw.iter_mut().enumerate() {
+                *value = by_tap[(i % area * channels + i / area) * self.outputs + o];
+            }
+        });
+        dw
+    }
+}
+
+/// The pixels of one axis that lie on a phase of the padded input.
+struct Phase {
+    /// Position of the first one among the phase's.
+    first: usize,
+    /// Its pixel.
+    pixel: usize,
+    count: usize,
+}
+
+impl Phase {
+    fn new(phase: usize, stride: usize, pad: usize, size: usize) -> Self {
+        let first = pad.saturating_sub(phase).div_ceil(stride);
+        let pixel = first * stride + phase - pad;
+        Self { first, pixel, count: size.saturating_sub(pixel).div_ceil(stride) }
+    }
+}
+
+/// Σ over images and pixels of `x` `[B, C, H, W]` → `[C]`.
+pub(in crate::ops) fn channel_sums(x: &Tensor) -> Result<Tensor> {
+    let (_, channels, height, width) = x.dims4()?;
+    let data = values(x)?;
+    let data: &[f32] = &data;
+    let sum = |channel: usize| -> f32 {
+        let planes = data.chunks_exact(height * width).skip(channel).step_by(channels);
+        planes.map(|plane| f64::from(sum(plane))).sum::<f64>() as f32
+    };
+    Tensor::from_vec(
+        (0..channels).into_par_iter().map(sum).collect::<Vec<f32>>(),
+        channels,
+        &Device::Cpu,
+    )
+}
+
+/// Sixteen running sums, so that the loop vectorises and rounding grows slowly.
+fn sum(values: &[f32]) -> f32 {
+    let (chunks, rest) = values.as_chunks::<16>();
+    let mut lanes = [0f32; 16];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += value;
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+}
