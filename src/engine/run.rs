@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::log::JsonLog;
 use crate::config::{Config, load};
 use crate::fs::atomic_write;
 use crate::{Error, Result};
@@ -18,46 +19,56 @@ pub struct Run {
 /// What a new training finds in its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Only an empty or missing folder is taken.
+    /// A finished or interrupted run is not touched.
     Fresh,
     /// A run of the same config is continued; without one, a new run begins.
     Resume,
 }
 
 impl Run {
-    /// The run that a training of `config` writes to.
+    /// The run that a training of `config` will write to; nothing is written before [`Run::begin`].
     ///
     /// # Errors
-    /// If the folder is used and `start` is [`Start::Fresh`], or it holds a run of another config.
-    pub fn create<H>(folder: &Path, config: &Config<H>, start: Start) -> Result<Self>
+    /// If the folder holds a run and `start` is [`Start::Fresh`], or one of another config, or files of another kind. A run
+    /// that never reached a checkpoint is started over.
+    pub fn claim<H>(folder: &Path, config: &Config<H>, start: Start) -> Result<Self>
     where
         H: Serialize + DeserializeOwned,
     {
         let run = Self { folder: folder.into() };
-        let used = !run.is_empty()?;
-        if used && start == Start::Fresh {
-            return Err(Error::file(folder, "the folder of the run is not empty")
-                .with_hint("continue that run with `--resume`, or name another folder"));
-        }
-        if run.config_path().exists() {
-            let known: Config<H> = run.config()?;
-            if let Some(difference) = load::first_difference(&known, config)? {
-                return Err(Error::file(
-                    run.config_path(),
-                    format!("the run has another config: {difference}"),
-                )
-                .with_hint(
-                    "resume with the run's own config, or start a new run in another folder",
-                ));
+        if !run.last_path().exists() {
+            if run.config_path().exists() || run.is_empty()? {
+                return Ok(run);
             }
-            return Ok(run);
+            return Err(Error::file(folder, "is neither empty nor the folder of a run")
+                .with_hint("name another folder with `--run`"));
         }
-        if used {
-            return Err(Error::file(folder, "is not the folder of a run: it has no config.yaml"));
+        if start == Start::Fresh {
+            return Err(Error::file(folder, "already holds a run")
+                .with_hint("continue it with `--resume`, or name another folder with `--run`"));
         }
-        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        atomic_write(run.config_path(), load::to_yaml(config)?)?;
-        Ok(run)
+        match load::first_difference(&run.config()?, config)? {
+            None => Ok(run),
+            Some(difference) => {
+                Err(Error::file(folder, format!("the run has another config: {difference}"))
+                    .with_hint(
+                        "resume with the run's own config, or start a new run in another folder",
+                    ))
+            }
+        }
+    }
+
+    /// Makes the folder, takes hold of its log (cut back to `step`) and writes the resolved config.
+    ///
+    /// # Errors
+    /// If the folder cannot be written or another process trains in it.
+    pub(super) fn begin(&self, config: &str, step: u64) -> Result<JsonLog> {
+        std::fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, e))?;
+        let log = JsonLog::open(&self.log_path(), step)?;
+        if !self.last_path().exists() {
+            atomic_write(self.config_path(), config)?;
+        }
+        Ok(log)
     }
 
     /// A run that was trained before.
@@ -130,5 +141,53 @@ impl Run {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load::parse;
+
+    const TEXT: &str = "
+task: segmentation
+backbone: { arch: vit_s, patch_size: 14, pos_embed_grid: [37, 37] }
+head: 1
+data:
+  train: { ade20k: { images: a, labels: b, classes: [x] } }
+  val: { ade20k: { images: a, labels: b, classes: [x] } }
+train: { iterations: 10, batch_size: 2 }
+";
+
+    fn config(overrides: &[&str]) -> Config<u8> {
+        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_string()).collect();
+        parse(TEXT, Path::new("c.yaml"), &overrides).unwrap()
+    }
+
+    #[test]
+    fn a_run_is_only_continued_on_request_and_with_its_own_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("run");
+        let claim = |config: &Config<u8>, start| Run::claim(&folder, config, start);
+        let run = claim(&config(&[]), Start::Fresh).unwrap();
+        assert!(!folder.exists());
+        drop(run.begin(&load::to_yaml(&config(&[])).unwrap(), 0).unwrap());
+        // Without a checkpoint there is nothing to lose.
+        assert!(claim(&config(&["seed=1"]), Start::Fresh).is_ok());
+        std::fs::write(run.last_path(), "").unwrap();
+        let text = claim(&config(&[]), Start::Fresh).unwrap_err().to_string();
+        assert!(text.contains("already holds a run"), "{text}");
+        assert!(claim(&config(&[]), Start::Resume).is_ok());
+        let text = claim(&config(&["seed=1"]), Start::Resume).unwrap_err().to_string();
+        assert!(text.contains("`seed` was 0 and is now 1"), "{text}");
+    }
+
+    #[test]
+    fn a_folder_of_something_else_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        let text = Run::claim(folder.path(), &config(&[]), Start::Resume).unwrap_err().to_string();
+        assert!(text.contains("neither empty nor the folder of a run"), "{text}");
+        assert!(Run::open(folder.path()).unwrap_err().to_string().contains("no config.yaml"));
     }
 }

@@ -140,7 +140,7 @@ impl<'a, H: Head> Trainer<'a, H> {
         &mut self,
         mut batches: impl Iterator<Item = Result<Batch<H::Target>>>,
         stop: &AtomicBool,
-        mut evaluate: impl FnMut(&Model<H>) -> Result<Evaluation>,
+        mut evaluate: impl FnMut() -> Result<Evaluation>,
     ) -> Result<Outcome> {
         let mut outputs = Outputs::open(&self.run, &self.meta)?;
         let mut evaluation = Evaluation::default();
@@ -251,14 +251,14 @@ impl<'a, H: Head> Trainer<'a, H> {
 
     fn evaluate(
         &mut self,
-        evaluate: &mut impl FnMut(&Model<H>) -> Result<Evaluation>,
+        evaluate: &mut impl FnMut() -> Result<Evaluation>,
         outputs: &mut Outputs,
     ) -> Result<Evaluation> {
         let start = Instant::now();
         if let Some(ema) = &self.ema {
             ema.swap()?;
         }
-        let found = evaluate(self.model);
+        let found = evaluate();
         if let Some(ema) = &self.ema {
             ema.swap()?;
         }
@@ -309,7 +309,7 @@ struct Outputs {
 impl Outputs {
     fn open(run: &Run, meta: &Meta) -> Result<Self> {
         Ok(Self {
-            log: JsonLog::open(&run.log_path(), meta.step)?,
+            log: run.begin(&meta.config, meta.step)?,
             events: EventWriter::create(run.folder(), meta.step)?,
             progress: Progress::new(meta.iterations, meta.step),
             window: Window::default(),
