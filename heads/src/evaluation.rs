@@ -48,12 +48,16 @@ pub enum Scores {
 }
 
 impl Evaluation {
-    /// Name and value of the score by which checkpoints are compared; 0 where nothing was labelled.
-    pub fn main_score(&self) -> (&'static str, f64) {
-        match &self.scores {
-            Scores::Segmentation(scores) => ("mIoU", scores.mIoU.unwrap_or(0.0)),
-            Scores::Classification(scores) => ("top1", scores.top1.unwrap_or(0.0)),
-        }
+    /// The numbers that are followed over a training, the most important first.
+    pub fn figures(&self) -> Vec<(&'static str, f64)> {
+        let scores = match &self.scores {
+            Scores::Segmentation(s) => vec![("mIoU", s.mIoU), ("mAcc", s.mAcc), ("aAcc", s.aAcc)],
+            Scores::Classification(s) => {
+                vec![("top1", s.top1), ("top5", s.top5), ("mean_class", s.mean_class)]
+            }
+        };
+        let known = scores.into_iter().filter_map(|(name, score)| Some((name, score?)));
+        known.chain([("kept", self.kept)]).collect()
     }
 }
 

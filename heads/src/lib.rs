@@ -2,11 +2,14 @@
 //!
 //! A head is one file or folder here, one variant of [`HeadConfig`], and the arms that the compiler then asks for.
 
+pub mod calibration;
 pub mod classifier;
 pub mod evaluation;
 pub mod kept;
 pub mod linear;
 pub mod pixel_classifier;
+pub mod predictor;
+pub mod run;
 pub mod segmentation;
 pub mod segmentation_loss;
 pub mod task;
@@ -17,6 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use classifier::{ClassifierConfig, ClassifierHead};
 pub use evaluation::Evaluation;
 pub use linear::LinearConfig;
+pub use predictor::{Prediction, Predictor};
+pub use run::Trained;
 pub use segmentation::{ClassScores, SegmentationHead};
 pub use task::TaskModel;
 pub use upernet::UperNetConfig;

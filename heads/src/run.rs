@@ -1,0 +1,105 @@
+//! Opening what was trained: the folder of a run, or one self-contained file.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use rescatter::config::load;
+use rescatter::engine::Run;
+use rescatter::engine::checkpoint::{Checkpoint, Meta, load_for_inference};
+use rescatter::{Error, Result};
+
+use crate::{Config, TaskModel, calibration};
+
+/// Which checkpoint of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Which {
+    /// With the best score on the validation set.
+    #[default]
+    Best,
+    /// Where training stopped.
+    Last,
+}
+
+/// A trained model, ready to predict.
+pub struct Trained {
+    /// The run's config with the overrides.
+    pub config: Config,
+    /// The model with the checkpoint's weights and thresholds.
+    pub model: TaskModel,
+    /// Names of the classes in the order of their numbers.
+    pub classes: Vec<String>,
+    /// Steps of training behind the weights.
+    pub step: u64,
+}
+
+impl Trained {
+    /// Opens the folder of a run, or a file that `rescatter weights export` wrote; `overrides` change the config
+    /// (`key.path=value`). Thresholds that the checkpoint lacks are calibrated on training images.
+    ///
+    /// # Errors
+    /// If there is no run or no such checkpoint, or the frozen weights are not those that it was trained on.
+    pub fn open(path: &Path, which: Which, overrides: &[String]) -> Result<Self> {
+        let (config, checkpoint) = locate(path, which, overrides)?;
+        let known = Checkpoint::read(&checkpoint)?.meta.classes;
+        let model = TaskModel::new(&config, known.len(), &device(&config.device)?)?;
+        let Meta { classes, step, .. } = match &model {
+            TaskModel::Segmentation(model) => {
+                load_for_inference(&checkpoint, model, &config.backbone)
+            }
+            TaskModel::Classification(model) => {
+                load_for_inference(&checkpoint, model, &config.backbone)
+            }
+        }?;
+        calibration::ensure(&model, &config)?;
+        Ok(Self { config, model, classes, step })
+    }
+}
+
+/// The config and the checkpoint file behind `path`.
+fn locate(path: &Path, which: Which, overrides: &[String]) -> Result<(Config, PathBuf)> {
+    if path.is_file() {
+        let text = Checkpoint::read(path)?.meta.config;
+        let mut config: Config = load::parse(&text, path, overrides)?;
+        // The file holds the frozen weights as well.
+        config.backbone.weights = None;
+        return Ok((config, path.into()));
+    }
+    let run = Run::open(path)?;
+    let config = load::load(&run.config_path(), overrides)?;
+    let (file, other) = match which {
+        Which::Best => (run.best_path(), run.last_path()),
+        Which::Last => (run.last_path(), run.best_path()),
+    };
+    if file.is_file() {
+        return Ok((config, file));
+    }
+    let error = Error::file(&file, "the run has no such checkpoint");
+    Err(match (other.is_file(), which) {
+        (true, Which::Best) => {
+            error.with_hint("the run was not evaluated yet; take `--checkpoint last`")
+        }
+        (true, Which::Last) => error.with_hint("take `--checkpoint best`"),
+        (false, _) => error.with_hint("the run has saved nothing yet; train it first"),
+    })
+}
+
+/// The device that a config names: `auto` takes the first GPU if there is one that works.
+///
+/// # Errors
+/// If there is no such device.
+pub fn device(name: &str) -> Result<Device> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "auto" => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+        _ => {
+            let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            let number = number.ok_or_else(|| {
+                Error::usage(format!("`device`: `{name}` is none of auto, cpu, cuda:N"))
+            })?;
+            Device::new_cuda(number).map_err(|error| {
+                Error::usage(format!("`device: {name}` cannot be used: {error}"))
+                    .with_hint("`device: cpu` works everywhere")
+            })
+        }
+    }
+}
