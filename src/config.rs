@@ -5,10 +5,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
-
-use crate::{Error, Result};
 
 pub mod load;
 mod overrides;
@@ -52,24 +49,6 @@ pub struct Config<H> {
     /// How predictions are made for evaluation.
     #[serde(default)]
     pub eval: EvalConfig,
-}
-
-impl<H> Config<H> {
-    /// The device that `device` names; `auto` is the first GPU of a build for GPUs, if it works, else the CPU.
-    ///
-    /// # Errors
-    /// If the named GPU is not there.
-    pub fn open_device(&self) -> Result<Device> {
-        let gpu = |ordinal| Device::new_cuda(ordinal);
-        match self.device.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-            Some(ordinal) => gpu(ordinal).map_err(|e| {
-                Error::usage(format!("`device: {}` cannot be used: {e}", self.device))
-                    .with_hint("the GPU build is `cargo build --release --features cuda`; `device: cpu` always works")
-            }),
-            None if self.device == "auto" && cfg!(feature = "cuda") => Ok(gpu(0).unwrap_or(Device::Cpu)),
-            None => Ok(Device::Cpu),
-        }
-    }
 }
 
 /// The task of a run.

@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use rescatter::config::{EvalMode, Inference, SplitConfig, Task};
 use rescatter::data::{self, Dataset};
 use rescatter::dispatch::calibrate;
+use rescatter::engine::checkpoint::Thresholds;
 use rescatter::rng::{Purpose, Rng};
 use rescatter::{Error, Result};
 
@@ -26,6 +27,31 @@ pub fn ensure(model: &TaskModel, config: &Config) -> Result<()> {
         calibrate(model.backbone(), &images, share)?;
     }
     Ok(())
+}
+
+/// Thresholds for the target rate and for the budget of `dispatch.inference`, with which the model then goes on; nothing
+/// for a model without learned dispatchers. Deterministic.
+///
+/// # Errors
+/// If the training images cannot be read.
+pub fn budgets(model: &TaskModel, config: &Config) -> Result<Vec<Thresholds>> {
+    let vit = model.backbone();
+    if vit.dispatchers() == 0 {
+        return Ok(Vec::new());
+    }
+    let mut shares = vec![config.dispatch.target_rate];
+    match config.dispatch.inference {
+        Inference::Calibrated(share) if share != shares[0] => shares.push(share),
+        _ => {}
+    }
+    let images = images(config, model.params().device())?;
+    let calibrated = |share| {
+        let values = calibrate(vit, &images, share)?;
+        // A checkpoint's JSON has no infinity.
+        let finite = |value: f32| value.clamp(f32::MIN, f32::MAX);
+        Ok(Thresholds { share, values: values.into_iter().map(finite).collect() })
+    };
+    shares.into_iter().map(calibrated).collect()
 }
 
 /// Images evenly spread over the training set, with the transforms of the validation set, each `[1, 3, H, W]` on

@@ -3,6 +3,7 @@
 //! Frozen weights are not copied: they are read again from the backbone's file, whose SHA-256 is recorded; those that
 //! never came from a file follow from the seed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{ema, optim};
 use crate::config::{BackboneConfig, Inference, ScheduleConfig};
 use crate::model::Model;
-use crate::params::{ParamStore, Role};
+use crate::params::{Param, ParamStore, Role};
 use crate::weights::checkpoint::{self, Metadata, Tensors};
 use crate::weights::sha256;
 use crate::{Error, Result};
@@ -144,17 +145,15 @@ impl Checkpoint {
         )))
     }
 
-    /// Puts the trained tensors and statistics into `params`; with `averaged`, the moving averages where there are any.
+    /// Puts the tensors into `params`: all that training changed, and frozen ones where the file holds them (it is then
+    /// self-contained).
     ///
     /// # Errors
     /// One error for all that does not fit.
     pub fn restore(&self, params: &ParamStore, source: Source) -> Result<()> {
-        let wanted: Vec<_> =
-            params.all().into_iter().filter(|(_, p)| p.role != Role::Frozen).collect();
-        self.fits(
-            &wanted.iter().map(|(name, p)| (name.as_str(), p.var.dims())).collect::<Vec<_>>(),
-        )?;
-        for (name, _) in &wanted {
+        let all = params.all();
+        self.fits(&all)?;
+        for (name, _) in &all {
             let average = self.tensors.get(&format!("{}{name}", ema::PREFIX));
             let value =
                 average.filter(|_| source == Source::Averaged).or_else(|| self.tensors.get(name));
@@ -165,41 +164,24 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn fits(&self, wanted: &[(&str, &[usize])]) -> Result<()> {
-        let mut faults = Vec::new();
-        let mut fault = |what: &str, names: &[String]| {
-            if let Some(first) = names.first() {
-                faults.push(format!(
-                    "{} {what} ({first}{})",
-                    names.len(),
-                    if names.len() > 1 { " …" } else { "" }
-                ));
-            }
-        };
-        let of = |check: &dyn Fn(&str, &[usize]) -> Option<String>| -> Vec<String> {
-            wanted.iter().filter_map(|(name, dims)| check(name, dims)).collect()
-        };
-        fault(
-            "missing",
-            &of(&|name, _| (!self.tensors.contains_key(name)).then(|| format!("`{name}`"))),
-        );
-        let shape = |name: &str, dims: &[usize]| {
-            let found = self.tensors.get(name)?.dims();
-            (found != dims)
-                .then(|| format!("`{name}` is {found:?} in the file and {dims:?} in the model"))
-        };
-        fault("of another shape", &of(&shape));
-        let known = |name: &str| wanted.iter().any(|(known, _)| *known == name);
-        let own =
-            |name: &&String| !name.starts_with(optim::PREFIX) && !name.starts_with(ema::PREFIX);
-        let extra: Vec<String> = self
-            .tensors
-            .keys()
-            .filter(own)
-            .filter(|name| !known(name))
-            .map(|name| format!("`{name}`"))
-            .collect();
-        fault("not in the model", &extra);
+    fn fits(&self, params: &[(String, Param)]) -> Result<()> {
+        let missing = params
+            .iter()
+            .filter(|(name, param)| param.role != Role::Frozen && !self.tensors.contains_key(name));
+        let reshaped = params.iter().filter_map(|(name, param)| {
+            let (found, wanted) = (self.tensors.get(name)?.dims(), param.var.dims());
+            let text = || format!("`{name}` is {found:?} in the file and {wanted:?} in the model");
+            (found != wanted).then(text)
+        });
+        let known: BTreeSet<&str> = params.iter().map(|(name, _)| name.as_str()).collect();
+        let own = |name: &str| name.starts_with(optim::PREFIX) || name.starts_with(ema::PREFIX);
+        let extra = self.tensors.keys().filter(|name| !own(name) && !known.contains(name.as_str()));
+        let faults = [
+            few("missing", missing.map(|(name, _)| format!("`{name}`")).collect()),
+            few("of another shape", reshaped.collect()),
+            few("not in the model", extra.map(|name| format!("`{name}`")).collect()),
+        ];
+        let faults: Vec<String> = faults.into_iter().flatten().collect();
         if faults.is_empty() {
             return Ok(());
         }
@@ -209,6 +191,13 @@ impl Checkpoint {
         )
         .with_hint("use the config.yaml that lies beside the checkpoint"))
     }
+}
+
+/// `3 missing (the first …)`; nothing for no names.
+fn few(what: &str, names: Vec<String>) -> Option<String> {
+    let first = names.first()?;
+    let more = if names.len() > 1 { " …" } else { "" };
+    Some(format!("{} {what} ({first}{more})", names.len()))
 }
 
 /// Which weights a checkpoint gives.

@@ -60,9 +60,21 @@ pub fn human(time: Duration) -> String {
     }
 }
 
+/// `1.5 GiB`, `200 MiB`.
+pub fn bytes(count: u64) -> String {
+    let mib = count as f64 / f64::from(1 << 20);
+    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(bytes(200 << 20), "200 MiB");
+        assert_eq!(bytes(3 << 29), "1.50 GiB");
+    }
 
     #[test]
     fn durations_read_well() {
