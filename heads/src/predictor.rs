@@ -93,7 +93,7 @@ impl Predictor {
     /// # Errors
     /// If there is none, or it does not segment.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::new(Trained::open(path.as_ref(), Which::Best, &[])?)
+        Self::new(Trained::open(path.as_ref(), Which::Best, &[])?.calibrated()?)
     }
 
     /// Of a model that was opened before.

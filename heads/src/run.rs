@@ -8,6 +8,7 @@ use rescatter::engine::Run;
 use rescatter::engine::checkpoint::{Checkpoint, Meta, load_for_inference};
 use rescatter::{Error, Result};
 
+use crate::task::class_names;
 use crate::{Config, TaskModel, calibration};
 
 /// Which checkpoint of a run.
@@ -33,12 +34,28 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Opens the folder of a run, or a file that `rescatter weights export` wrote; `overrides` change the config
-    /// (`key.path=value`). Thresholds that the checkpoint lacks are calibrated on training images.
+    /// Calibrates the thresholds if the config asks for a budget for which the checkpoint has none.
+    ///
+    /// # Errors
+    /// If the training images cannot be read.
+    pub fn calibrated(self) -> Result<Self> {
+        calibration::ensure(&self.model, &self.config)?;
+        Ok(self)
+    }
+
+    /// Opens the folder of a run, a file that `rescatter weights export` wrote, or a config with the weights that it names;
+    /// `overrides` change the config (`key.path=value`). A budget for which the checkpoint has no thresholds still needs
+    /// [`Trained::calibrated`].
     ///
     /// # Errors
     /// If there is no run or no such checkpoint, or the frozen weights are not those that it was trained on.
     pub fn open(path: &Path, which: Which, overrides: &[String]) -> Result<Self> {
+        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            let config: Config = load::load(path, overrides)?;
+            let classes = class_names(&config)?;
+            let model = TaskModel::new(&config, classes.len(), &device(&config.device)?)?;
+            return Ok(Self { config, model, classes, step: 0 });
+        }
         let (config, checkpoint) = locate(path, which, overrides)?;
         let known = Checkpoint::read(&checkpoint)?.meta.classes;
         let model = TaskModel::new(&config, known.len(), &device(&config.device)?)?;
@@ -50,7 +67,6 @@ impl Trained {
                 load_for_inference(&checkpoint, model, &config.backbone)
             }
         }?;
-        calibration::ensure(&model, &config)?;
         Ok(Self { config, model, classes, step })
     }
 }

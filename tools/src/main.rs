@@ -7,6 +7,7 @@ mod flops;
 mod predict;
 mod score;
 mod train;
+mod trained;
 mod verify;
 mod weights;
 

@@ -1,12 +1,183 @@
 //! `rescatter predict`.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use image::{ImageBuffer, Luma, Rgb};
+use rescatter::data::{self, LabelMap};
+use rescatter::weights::checkpoint;
+use rescatter::{Error, draw};
+use rescatter_heads::run::Trained;
+use rescatter_heads::{Prediction, Predictor};
+
+use crate::trained::Checkpoint;
+
+/// How much of the picture below the colours is hidden.
+const OPACITY: f32 = 0.55;
+
+/// Lines of the legend before a new column begins.
+const LEGEND_ROWS: usize = 30;
 
 /// Arguments of `rescatter predict`.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Folder of a run, or an exported file.
+    run: PathBuf,
+    /// Images, or folders of images.
+    #[arg(required = true)]
+    inputs: Vec<PathBuf>,
+    /// Where the results go: `overlays/`, `labels/`, `tokens/` and `legend.png`.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Which checkpoint of the run.
+    #[arg(long, default_value = "best")]
+    checkpoint: Checkpoint,
+    /// Write the dense feature maps of the head's taps as `features/NAME.safetensors`.
+    #[arg(long)]
+    features: bool,
+    /// Write labels counted from 1, as ADE20K's test server wants them.
+    #[arg(long)]
+    ade20k_submission: bool,
+    /// Change the run's config, e.g. `dispatch.inference={top_k: 0.3}`; may be repeated.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
+}
 
 /// Runs `rescatter predict`.
-pub(crate) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`rescatter predict` is being written")
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let images = inputs(&args.inputs)?;
+    let trained =
+        Trained::open(&args.run, args.checkpoint.into(), &args.overrides)?.calibrated()?;
+    let predictor = Predictor::new(trained)?;
+    let writer = Writer::new(&args, &predictor)?;
+    let mut failed = 0;
+    for (name, path) in &images {
+        if let Err(error) = writer.one(name, path) {
+            failed += 1;
+            eprintln!("error: {error:#}");
+        }
+    }
+    tracing::info!(
+        "{} of {} images segmented; results in {}",
+        images.len() - failed,
+        images.len(),
+        args.output.display()
+    );
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The images by the name of their results, which for those of a folder is their path in it, without the extension.
+fn inputs(given: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut images = BTreeMap::new();
+    let mut add = |name: PathBuf, path: PathBuf| match images.insert(name.clone(), path.clone()) {
+        Some(other) => Err(Error::file(
+            &path,
+            format!("its results would replace those of {}", other.display()),
+        )
+        .with_hint(format!("both are called `{}`; predict them separately", name.display()))),
+        None => Ok(()),
+    };
+    for path in given {
+        if path.is_dir() {
+            for image in data::list_images(path)? {
+                add(image.with_extension(""), path.join(&image))?;
+            }
+        } else if path.is_file() {
+            let name = path.file_stem().context("an image without a name")?;
+            add(name.into(), path.clone())?;
+        } else {
+            return Err(Error::file(path, "there is no such image or folder").into());
+        }
+    }
+    Ok(images)
+}
+
+/// Draws and writes what was predicted.
+struct Writer<'a> {
+    args: &'a Args,
+    predictor: &'a Predictor,
+    palette: Vec<Rgb<u8>>,
+}
+
+impl<'a> Writer<'a> {
+    /// Writes the legend, which is the same for all images.
+    fn new(args: &'a Args, predictor: &'a Predictor) -> Result<Self> {
+        let palette = draw::palette(predictor.classes().len());
+        let mut parts = vec![draw::legend(predictor.classes(), &palette, LEGEND_ROWS)];
+        let writer = Self { args, predictor, palette };
+        if predictor.dispatchers() > 0 {
+            parts.push(draw::heat_legend(writer.range(), "layers that worked on a patch"));
+        }
+        save(&args.output.join("legend.png"), &draw::stack(&parts))?;
+        Ok(writer)
+    }
+
+    fn range(&self) -> (f32, f32) {
+        (0.0, self.predictor.dispatchers() as f32)
+    }
+
+    fn one(&self, name: &Path, path: &Path) -> Result<()> {
+        let image = data::read_image(path)?;
+        let Prediction { labels, token_map, .. } = self.predictor.predict(&image)?;
+        save(
+            &self.place("overlays", name, "png"),
+            &draw::overlay(&image, &labels, &self.palette, OPACITY),
+        )?;
+        self.save_labels(&self.place("labels", name, "png"), &labels)?;
+        if let Some(map) = &token_map {
+            let heat = draw::heat_map(&image, map, (1.0, 1.0), self.range(), OPACITY);
+            save(&self.place("tokens", name, "png"), &heat)?;
+        }
+        if self.args.features {
+            let path = self.place("features", name, "safetensors");
+            make_folder(&path)?;
+            let maps = self.predictor.features(&image)?;
+            let maps =
+                maps.into_iter().enumerate().map(|(i, map)| (format!("map.{i}"), map)).collect();
+            checkpoint::write(&path, &maps, &BTreeMap::new())?;
+        }
+        Ok(())
+    }
+
+    /// `DIR/kind/name.extension`. Appended, because a name may have dots of its own.
+    fn place(&self, kind: &str, name: &Path, extension: &str) -> PathBuf {
+        let mut file = name.as_os_str().to_owned();
+        file.push(format!(".{extension}"));
+        self.args.output.join(kind).join(file)
+    }
+
+    fn save_labels(&self, path: &Path, labels: &LabelMap) -> Result<()> {
+        let (height, width) = labels.dim();
+        let first = u16::from(self.args.ade20k_submission);
+        let value = |x: u32, y: u32| labels[(y as usize, x as usize)] + first;
+        let (width, height) = (width as u32, height as u32);
+        if self.palette.len() + usize::from(first) <= 256 {
+            save(path, &ImageBuffer::from_fn(width, height, |x, y| Luma([value(x, y) as u8])))
+        } else {
+            save(path, &ImageBuffer::from_fn(width, height, |x, y| Luma([value(x, y)])))
+        }
+    }
+}
+
+fn make_folder(file: &Path) -> Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
+    }
+    Ok(())
+}
+
+/// Writes a PNG, and the folder it lies in.
+fn save<P>(path: &Path, picture: &ImageBuffer<P, Vec<P::Subpixel>>) -> Result<()>
+where
+    P: image::PixelWithColorType,
+    [P::Subpixel]: image::EncodableLayout,
+{
+    make_folder(path)?;
+    match picture.save(path) {
+        Ok(()) => Ok(()),
+        Err(image::ImageError::IoError(error)) => Err(Error::io("write", path, error).into()),
+        Err(error) => bail!("cannot write `{}`: {error}", path.display()),
+    }
 }
