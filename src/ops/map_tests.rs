@@ -269,3 +269,38 @@ fn fused_resizing_and_averaging_equal_the_composed_ones() -> Result<()> {
     }
     assert_twins("separable", 1e-5, &x, |t| avg_pool2d(&t[0], 3, 2))
 }
+
+#[test]
+fn fused_max_pooling_equals_the_composed_one() -> Result<()> {
+    // Small integers: ties are common, and the first must win in both.
+    let x = (random(&[2, 768, 7, 9], 1)? * 1.5)?.round()?;
+    for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1), (1, 2, 0), (3, 1, 1), (5, 3, 2)] {
+        let f = |t: &[Tensor]| max_pool2d(&t[0], kernel, stride, padding);
+        assert_twins("max_pool2d", 1e-6, std::slice::from_ref(&x), f)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn fused_batch_norm_equals_the_composed_one() -> Result<()> {
+    let x = ((random(&[3, 768, 7, 5], 1)? * 2.0)? + 3.0)?;
+    let inputs = [x, random(&[768], 2)?, random(&[768], 3)?];
+    let norm = batch_norm(768, DType::F32)?;
+    norm.running_mean.set(&random(&[768], 4)?)?;
+    norm.running_var.set(&(random(&[768], 5)?.sqr()? + 0.1)?)?;
+    let with =
+        |t: &[Tensor]| BatchNorm { weight: t[1].clone(), bias: t[2].clone(), ..norm.clone() };
+    for mode in [NormMode::Batch { update: false }, NormMode::Running] {
+        assert_twins("batch_norm", 2e-5, &inputs, |t| with(t).forward(&t[0], mode))?;
+        assert_twins("batch_norm", 2e-5, &inputs, |t| with(t).forward_relu(&t[0], mode))?;
+    }
+    let updated = |norm: BatchNorm| -> Result<(Tensor, Tensor)> {
+        norm.forward(&inputs[0], NormMode::Batch { update: true })?;
+        Ok((norm.running_mean.as_tensor().copy()?, norm.running_var.as_tensor().copy()?))
+    };
+    let fused = updated(batch_norm(768, DType::F32)?)?;
+    let plain = composed(|| updated(batch_norm(768, DType::F32)?))?;
+    assert!(gradcheck::relative_difference(&fused.0, &plain.0)? < 1e-6);
+    assert!(gradcheck::relative_difference(&fused.1, &plain.1)? < 1e-6);
+    Ok(())
+}

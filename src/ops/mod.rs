@@ -49,8 +49,8 @@ pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use losses::{
-    CrossEntropy, Dice, Ohem, bce_with_logits, cross_entropy, cross_entropy_per_pixel, dice,
-    kl_div, ohem_cross_entropy, smooth_l1,
+    CrossEntropy, Dice, Ohem, bce_with_logits, cross_entropy, cross_entropy_per_pixel,
+    cross_entropy_resized, dice, kl_div, ohem_cross_entropy, smooth_l1,
 };
 pub use mlp_branch::MlpBranch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};

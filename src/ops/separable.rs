@@ -47,7 +47,7 @@ impl Axis {
     }
 
     /// The matrix from the outputs back to the inputs.
-    fn transposed(&self) -> Self {
+    pub(super) fn transposed(&self) -> Self {
         let mut samples = vec![Vec::new(); self.inputs];
         for (output, taps) in self.rows.iter().enumerate() {
             for (k, &weight) in taps.weights.iter().enumerate() {
@@ -114,15 +114,16 @@ impl CustomOp1 for Separable {
 }
 
 /// An axis with the same number of taps for every output.
-struct Dense {
-    taps: usize,
-    start: Vec<usize>,
+pub(super) struct Dense {
+    pub(super) taps: usize,
+    /// The first input of every output.
+    pub(super) start: Vec<usize>,
     /// `[outputs, taps]`.
     weights: Vec<f32>,
 }
 
 impl Dense {
-    fn new(axis: &Axis) -> Self {
+    pub(super) fn new(axis: &Axis) -> Self {
         let taps = axis.rows.iter().map(|row| row.weights.len()).max().unwrap_or(0);
         let start: Vec<usize> =
             axis.rows.iter().map(|row| row.start.min(axis.inputs - taps)).collect();
@@ -137,13 +138,13 @@ impl Dense {
         Self { taps, start, weights }
     }
 
-    fn outputs(&self) -> usize {
+    pub(super) fn outputs(&self) -> usize {
         self.start.len()
     }
 
     /// One line: y\[j\] = Σ weights\[j, t\] · x\[start\[j\] + t\].
     #[inline(always)]
-    fn along(&self, x: &[f32], y: &mut [f32]) {
+    pub(super) fn along(&self, x: &[f32], y: &mut [f32]) {
         match self.taps {
             1 => self.along_few::<1>(x, y),
             2 => self.along_few::<2>(x, y),
@@ -175,21 +176,35 @@ impl Dense {
     /// Lines of `width` values: each line of `y` is a weighted sum of lines of `x`.
     #[inline(always)]
     fn across(&self, x: &[f32], width: usize, y: &mut [f32]) {
-        let rows =
-            y.chunks_exact_mut(width).zip(self.weights.chunks_exact(self.taps)).zip(&self.start);
-        for ((y, weights), &start) in rows {
-            let x = &x[start * width..(start + self.taps) * width];
-            if let [a, b] = *weights {
-                let (first, second) = x.split_at(width);
-                for ((y, &p), &q) in y.iter_mut().zip(first).zip(second) {
-                    *y = b.mul_add(q, a * p);
-                }
-                continue;
+        for (output, y) in y.chunks_exact_mut(width).enumerate() {
+            self.one_across(output, &x[self.start[output] * width..], y);
+        }
+    }
+
+    /// Line `output` from the lines of `x`, the first of which is the first that it needs.
+    #[inline(always)]
+    pub(super) fn one_across(&self, output: usize, x: &[f32], y: &mut [f32]) {
+        let weights = &self.weights[output * self.taps..][..self.taps];
+        let width = y.len();
+        if let [a, b] = *weights {
+            let (first, second) = x.split_at(width);
+            for ((y, &p), &q) in y.iter_mut().zip(first).zip(second) {
+                *y = b.mul_add(q, a * p);
             }
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = weights[0] * x);
-            for (&weight, x) in weights.iter().zip(x.chunks_exact(width)).skip(1) {
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = weight.mul_add(x, *y));
-            }
+            return;
+        }
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = weights[0] * x);
+        for (&weight, x) in weights.iter().zip(x.chunks_exact(width)).skip(1) {
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = weight.mul_add(x, *y));
+        }
+    }
+
+    /// Adds the gradient `y` of line `output` to those of the lines that it was made of.
+    #[inline(always)]
+    pub(super) fn one_back(&self, output: usize, y: &[f32], x: &mut [f32]) {
+        let weights = &self.weights[output * self.taps..][..self.taps];
+        for (&weight, x) in weights.iter().zip(x.chunks_exact_mut(y.len())) {
+            x.iter_mut().zip(y).for_each(|(x, &y)| *x = weight.mul_add(y, *x));
         }
     }
 }

@@ -1,6 +1,13 @@
 //! Cross-entropy over classes on dimension 1.
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Result, Tensor, bail};
+
+use super::fused::{CrossEntropyOp, Targets};
+use super::resized::ResizedCrossEntropy;
+use crate::ops::resize::{Interpolation, axis};
+use crate::ops::{fusible, resize_bilinear};
 
 /// Which labels count, and how much.
 #[derive(Debug, Clone)]
@@ -31,8 +38,8 @@ pub fn cross_entropy(
     opts: &CrossEntropy,
 ) -> Result<(Tensor, f64)> {
     let (labels, weights) = check(logits, labels, opts)?;
-    let total = weights.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-    Ok((composed(logits, &labels, &weights)?.sum_all()?, total))
+    let total = total(&weights)?;
+    Ok((losses(logits, &labels, &weights)?.sum_all()?, total))
 }
 
 /// −weight[label] · log softmax(logits)[label] of every position, 0 where ignored: `[B, …]`.
@@ -45,7 +52,45 @@ pub fn cross_entropy_per_pixel(
     opts: &CrossEntropy,
 ) -> Result<Tensor> {
     let (labels, weights) = check(logits, labels, opts)?;
-    composed(logits, &labels, &weights)
+    losses(logits, &labels, &weights)
+}
+
+/// [`cross_entropy`] of the logits `[B, K, h, w]` resized bilinearly (corners not aligned) to the labels `[B, H, W]`, without
+/// keeping the resized ones.
+///
+/// # Errors
+/// As [`cross_entropy`].
+pub fn cross_entropy_resized(
+    logits: &Tensor,
+    labels: &Tensor,
+    opts: &CrossEntropy,
+) -> Result<(Tensor, f64)> {
+    let (_, _, low_height, low_width) = logits.dims4()?;
+    let (_, height, width) = labels.dims3()?;
+    let same = (low_height, low_width) == (height, width);
+    if same || !fusible(&[logits]) || logits.elem_count() * labels.elem_count() == 0 {
+        return cross_entropy(&resize_bilinear(logits, (height, width))?, labels, opts);
+    }
+    // A map of the labels' size to check the shapes against; it holds one value.
+    let classes = logits.dim(1)?;
+    let shape = (logits.dim(0)?, classes, height, width);
+    let full = Tensor::zeros(1, logits.dtype(), logits.device())?.broadcast_as(shape)?;
+    let (labels, weights) = check(&full, labels, opts)?;
+    let mode = Interpolation::Bilinear { align_corners: false };
+    let (rows, columns) = (axis(low_height, height, mode), axis(low_width, width, mode));
+    let op = ResizedCrossEntropy::new(targets(&labels, &weights)?, &rows, &columns);
+    Ok((logits.contiguous()?.apply_op1(op)?, total(&weights)?))
+}
+
+fn total(weights: &Tensor) -> Result<f64> {
+    weights.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()
+}
+
+fn targets(labels: &Tensor, weights: &Tensor) -> Result<Targets> {
+    Ok(Targets {
+        labels: labels.flatten_all()?.to_vec1()?,
+        weights: weights.flatten_all()?.to_vec1()?,
+    })
 }
 
 /// Online hard example mining: which pixels are trained on.
@@ -168,6 +213,14 @@ fn stray_label(labels: &Tensor, classes: usize, ignore_index: u32) -> Result<Opt
     let counted = labels.ne(ignore_index)?.where_cond(labels, &labels.zeros_like()?)?;
     let largest = counted.flatten_all()?.max(0)?.to_scalar::<u32>()?;
     Ok((largest as usize >= classes).then_some(largest))
+}
+
+fn losses(logits: &Tensor, labels: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    if fusible(&[logits]) && logits.elem_count() > 0 {
+        let op = CrossEntropyOp { targets: targets(labels, weights)?, log_sums: OnceLock::new() };
+        return logits.contiguous()?.apply_op1(op);
+    }
+    composed(logits, labels, weights)
 }
 
 fn composed(logits: &Tensor, labels: &Tensor, weights: &Tensor) -> Result<Tensor> {

@@ -2,6 +2,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::*;
 use crate::ops::gradcheck::{check, normal};
+use crate::ops::twin::{assert_twins, random};
 
 fn scalar(x: &Tensor) -> f64 {
     x.to_dtype(candle_core::DType::F64).unwrap().to_scalar().unwrap()
@@ -97,5 +98,61 @@ fn dice_by_hand() -> Result<()> {
     let labels = Tensor::new(&[[0u32, 1, 255]], &Device::Cpu)?;
     let (sum, count) = dice(&logits, &labels, &Dice::default())?;
     assert!((scalar(&sum) - (1.0 - 4.0 / 4.002)).abs() < 1e-12 && count == 1.0);
+    Ok(())
+}
+
+/// Labels below `classes`, about a tenth of them ignored.
+fn random_labels(shape: &[usize], classes: usize) -> Result<Tensor> {
+    let values = random(shape, 5)?.flatten_all()?.to_vec1::<f32>()?;
+    let label = |v: f32| if v > 1.3 { 255 } else { (v.abs() * 1e4) as u32 % classes as u32 };
+    Tensor::from_vec(values.into_iter().map(label).collect::<Vec<u32>>(), shape, &Device::Cpu)
+}
+
+#[test]
+fn fused_cross_entropy_equals_the_composed_one() -> Result<()> {
+    for (classes, shape) in
+        [(150, vec![2, 37, 29]), (1, vec![2, 3]), (11, vec![3, 700]), (5, vec![4])]
+    {
+        let mut dims = shape.clone();
+        dims.insert(1, classes);
+        let logits = (random(&dims, 1)? * 5.0)?;
+        let labels = random_labels(&shape, classes)?;
+        let class_weights = Some(random(&[classes], 2)?.abs()?);
+        for opts in
+            [CrossEntropy::default(), CrossEntropy { class_weights, ..CrossEntropy::default() }]
+        {
+            let per_pixel = |t: &[Tensor]| cross_entropy_per_pixel(&t[0], &labels, &opts);
+            assert_twins("cross_entropy", 1e-5, std::slice::from_ref(&logits), per_pixel)?;
+            let sum = |t: &[Tensor]| Ok(cross_entropy(&t[0], &labels, &opts)?.0);
+            assert_twins("cross_entropy", 1e-5, std::slice::from_ref(&logits), sum)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn cross_entropy_of_resized_logits_equals_the_composed_one() -> Result<()> {
+    for (low, high) in [
+        ((9, 13), (36, 52)),
+        ((9, 7), (41, 50)),
+        ((5, 6), (3, 17)),
+        ((1, 1), (20, 4)),
+        ((40, 30), (20, 33)),
+    ] {
+        let logits = (random(&[2, 21, low.0, low.1], 1)? * 3.0)?;
+        let labels = random_labels(&[2, high.0, high.1], 21)?;
+        let class_weights = Some(random(&[21], 2)?.abs()?);
+        for opts in
+            [CrossEntropy::default(), CrossEntropy { class_weights, ..CrossEntropy::default() }]
+        {
+            let sum = |t: &[Tensor]| Ok(cross_entropy_resized(&t[0], &labels, &opts)?.0);
+            assert_twins("cross_entropy_resized", 1e-5, std::slice::from_ref(&logits), sum)?;
+            let (_, count) = cross_entropy_resized(&logits, &labels, &opts)?;
+            assert_eq!(
+                count,
+                crate::ops::composed(|| cross_entropy_resized(&logits, &labels, &opts))?.1
+            );
+        }
+    }
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! Pooling of maps `[B, C, H, W]` with torch's conventions.
 
+mod max;
+
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::fusible;
 use super::separable::{Axis, separable};
 
 /// The largest value of every window; padding counts as −∞, windows that do not fit are left out.
@@ -16,7 +19,11 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
             "max_pool2d: kernel {kernel}, stride {stride}, padding {padding} do not fit a map of {height}x{width}"
         );
     }
-    composed_max(x, &Windows { kernel, stride, padding })
+    let windows = Windows { kernel, stride, padding };
+    if fusible(&[x]) && x.elem_count() > 0 {
+        return x.contiguous()?.apply_op1(max::MaxPool(windows));
+    }
+    composed_max(x, &windows)
 }
 
 /// The mean of every window of `kernel` pixels; windows that do not fit are left out.

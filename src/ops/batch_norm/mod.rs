@@ -1,7 +1,14 @@
 //! Batch normalisation of maps: statistics per channel over images and pixels.
 
-use candle_core::{Result, Tensor, Var, bail};
+mod fused;
 
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{Device, Result, Tensor, Var, bail};
+
+use self::fused::{Fused, Source, Stats};
+use super::fusible;
+use super::host::values;
 use crate::head::StepContext;
 use crate::params::{Init, Scope};
 
@@ -65,6 +72,18 @@ impl BatchNorm {
     /// # Errors
     /// If the channels differ, or batch statistics are asked of a single value per channel.
     pub fn forward(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
+        self.apply(x, mode, Activation::None)
+    }
+
+    /// `max(forward(x), 0)`.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::forward`].
+    pub fn forward_relu(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
+        self.apply(x, mode, Activation::Relu)
+    }
+
+    fn apply(&self, x: &Tensor, mode: NormMode, activation: Activation) -> Result<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
         if channels != self.weight.elem_count() {
             bail!(
@@ -73,24 +92,48 @@ impl BatchNorm {
             );
         }
         let count = batch * height * width;
-        match mode {
-            NormMode::Running => self.running(x),
-            NormMode::Batch { .. } if count < 2 => {
-                bail!(
-                    "batch_norm: statistics of a batch need more than one value per channel, got {:?}",
-                    x.dims()
-                )
-            }
-            NormMode::Batch { update } => self.batch(x, count, update),
+        if matches!(mode, NormMode::Batch { .. }) && count < 2 {
+            bail!(
+                "batch_norm: statistics of a batch need more than one value per channel, got {:?}",
+                x.dims()
+            );
+        }
+        if fusible(&[x, &self.weight, &self.bias, &self.running_mean, &self.running_var])
+            && count > 0
+        {
+            return self.fused(x, mode, activation);
+        }
+        let y = match mode {
+            NormMode::Running => self.running(x)?,
+            NormMode::Batch { update } => self.batch(x, count, update)?,
+        };
+        match activation {
+            Activation::None => Ok(y),
+            Activation::Relu => y.relu(),
         }
     }
 
-    /// `max(forward(x), 0)`.
-    ///
-    /// # Errors
-    /// As [`BatchNorm::forward`].
-    pub fn forward_relu(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
-        self.forward(x, mode)?.relu()
+    fn fused(&self, x: &Tensor, mode: NormMode, activation: Activation) -> Result<Tensor> {
+        let found = Arc::new(OnceLock::new());
+        let source = match mode {
+            NormMode::Batch { .. } => Source::Batch(found.clone()),
+            NormMode::Running => Source::Given(Stats {
+                mean: values(&self.running_mean)?.to_vec(),
+                var: values(&self.running_var)?.to_vec(),
+            }),
+        };
+        let op = Fused { source, eps: self.eps, activation };
+        let y =
+            x.contiguous()?.apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)?;
+        if let (NormMode::Batch { update: true }, Some(Stats { mean, var })) = (mode, found.get()) {
+            let count = x.elem_count() as f64 / mean.len() as f64;
+            let var = Tensor::new(var.as_slice(), &Device::Cpu)?;
+            self.follow(
+                &Tensor::new(mean.as_slice(), &Device::Cpu)?,
+                &(var * (count / (count - 1.0)))?,
+            )?;
+        }
+        Ok(y)
     }
 
     fn running(&self, x: &Tensor) -> Result<Tensor> {
@@ -125,4 +168,11 @@ impl BatchNorm {
             (var + self.eps)?.sqrt()?.recip()?.broadcast_mul(&self.weight.reshape(shape)?)?;
         centred.broadcast_mul(&scale)?.broadcast_add(&self.bias.reshape(shape)?)
     }
+}
+
+/// What follows the normalisation in the same pass.
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    None,
+    Relu,
 }

@@ -1,0 +1,249 @@
+//! Batch normalisation, with its ReLU if wanted, in one pass over the map after its statistics.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::Activation;
+use crate::ops::count;
+use crate::ops::host::{slice, values};
+use crate::ops::vector::{sum_of, vectorised};
+
+/// What each channel is normalised with.
+#[derive(Debug, Clone)]
+pub(super) struct Stats {
+    pub(super) mean: Vec<f32>,
+    pub(super) var: Vec<f32>,
+}
+
+/// Where the statistics come from, and so whether the gradient passes through them.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// Filled in by the forward pass.
+    Batch(Arc<OnceLock<Stats>>),
+    Given(Stats),
+}
+
+/// The operation on (x, weight, bias).
+pub(super) struct Fused {
+    pub(super) source: Source,
+    pub(super) eps: f64,
+    pub(super) activation: Activation,
+}
+
+impl CustomOp3 for Fused {
+    fn name(&self) -> &'static str {
+        "batch_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        count("batch_norm");
+        let (_, channels, height, width) = layout.shape().dims4()?;
+        let map = Map { values: slice(x, layout)?, channels, area: height * width };
+        let stats = match &self.source {
+            Source::Batch(cell) => cell.get_or_init(|| map.stats()),
+            Source::Given(stats) => stats,
+        };
+        let (weight, bias) = (slice(weight, weight_layout)?, slice(bias, bias_layout)?);
+        let mut y = vec![0.0; map.values.len()];
+        map.for_planes(&mut y, |c, x, y| {
+            let (mean, scale, bias) =
+                (stats.mean[c], self.inverse_deviation(stats.var[c]) * weight[c], bias[c]);
+            let normalise = |x: f32| (x - mean).mul_add(scale, bias);
+            match self.activation {
+                Activation::None => y.iter_mut().zip(x).for_each(|(y, &x)| *y = normalise(x)),
+                Activation::Relu => {
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = normalise(x).max(0.0))
+                }
+            }
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        count("batch_norm.backward");
+        let (_, channels, height, width) = x.dims4()?;
+        let (xs, ys, grad) = (values(x)?, values(y)?, grad.contiguous()?);
+        let (xs, ys, grads): (&[f32], &[f32], _) = (&xs, &ys, values(&grad)?);
+        let map = Map { values: xs, channels, area: height * width };
+        // Under a ReLU only the positive outputs pass a gradient on.
+        let upstream = Upstream {
+            grads: &grads,
+            outputs: matches!(self.activation, Activation::Relu).then_some(ys),
+        };
+        let (stats, through_stats) = match &self.source {
+            Source::Batch(cell) => (cell.get_or_init(|| map.stats()), true),
+            Source::Given(stats) => (stats, false),
+        };
+        let sums = map.gradient_sums(&upstream, &stats.mean);
+        let deviation = |c: usize| self.inverse_deviation(stats.var[c]);
+        let dx = if x.track_op() {
+            let weight = values(weight)?;
+            let mut dx = vec![0.0; xs.len()];
+            let count = xs.len() as f64 / channels as f64;
+            map.for_planes_with(&upstream, &mut dx, |c, x, g, dx| {
+                let (mean, scale) = (stats.mean[c], deviation(c) * weight[c]);
+                if through_stats {
+                    let mean_grad = (sums[c].0 / count) as f32;
+                    let slope = (sums[c].1 / count) as f32 * deviation(c) * deviation(c);
+                    for ((d, &g), &x) in dx.iter_mut().zip(g).zip(x) {
+                        *d = scale * ((mean - x).mul_add(slope, g) - mean_grad);
+                    }
+                } else {
+                    dx.iter_mut().zip(g).for_each(|(d, &g)| *d = scale * g);
+                }
+            });
+            Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?)
+        } else {
+            None
+        };
+        let of_channels = |f: &dyn Fn(usize) -> f32| {
+            Tensor::from_vec((0..channels).map(f).collect::<Vec<f32>>(), channels, &Device::Cpu)
+                .map(Some)
+        };
+        let dw = if weight.track_op() {
+            of_channels(&|c| sums[c].1 as f32 * deviation(c))?
+        } else {
+            None
+        };
+        let db = if bias.track_op() { of_channels(&|c| sums[c].0 as f32)? } else { None };
+        Ok((dx, dw, db))
+    }
+}
+
+impl Fused {
+    fn inverse_deviation(&self, var: f32) -> f32 {
+        (1.0 / (f64::from(var) + self.eps).sqrt()) as f32
+    }
+}
+
+/// Gradients of the outputs, and the outputs where they decide which gradients count.
+struct Upstream<'a> {
+    grads: &'a [f32],
+    outputs: Option<&'a [f32]>,
+}
+
+impl Upstream<'_> {
+    /// The gradient of one plane; `buffer` is used where it has to be masked.
+    #[inline(always)]
+    fn plane<'a>(&'a self, plane: usize, area: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        let grads = &self.grads[plane * area..][..area];
+        let Some(outputs) = self.outputs else { return grads };
+        let outputs = &outputs[plane * area..][..area];
+        buffer.resize(area, 0.0);
+        for ((b, &g), &y) in buffer.iter_mut().zip(grads).zip(outputs) {
+            *b = if y > 0.0 { g } else { 0.0 };
+        }
+        buffer
+    }
+}
+
+/// A map `[B, C, area]`.
+struct Map<'a> {
+    values: &'a [f32],
+    channels: usize,
+    area: usize,
+}
+
+impl Map<'_> {
+    fn images(&self) -> usize {
+        self.values.len() / (self.channels * self.area).max(1)
+    }
+
+    /// The planes of a channel: their numbers and values.
+    fn planes(&self, channel: usize) -> impl Iterator<Item = (usize, &[f32])> {
+        (0..self.images()).map(move |image| {
+            let plane = image * self.channels + channel;
+            (plane, &self.values[plane * self.area..][..self.area])
+        })
+    }
+
+    /// Mean and variance (divisor n) of every channel, the variance about the mean that was found.
+    fn stats(&self) -> Stats {
+        let count = (self.images() * self.area) as f64;
+        let of_channel = |channel: usize| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (mut sum, mut squares) = (0.0, 0.0);
+                    for (_, x) in self.planes(channel) {
+                        sum += f64::from(sum_of(x, x, |x, _| x));
+                    }
+                    let mean = (sum / count) as f32;
+                    for (_, x) in self.planes(channel) {
+                        squares += f64::from(sum_of(x, x, |x, _| (x - mean) * (x - mean)));
+                    }
+                    (mean, (squares / count) as f32)
+                },
+            )
+        };
+        let (mean, var) = (0..self.channels).into_par_iter().map(of_channel).unzip();
+        Stats { mean, var }
+    }
+
+    /// For every channel Σ g and Σ g·(x − mean).
+    fn gradient_sums(&self, upstream: &Upstream, mean: &[f32]) -> Vec<(f64, f64)> {
+        let of_channel = |channel: usize| {
+            let mut buffer = Vec::new();
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (mut plain, mut product) = (0.0, 0.0);
+                    for (plane, x) in self.planes(channel) {
+                        let g = upstream.plane(plane, self.area, &mut buffer);
+                        plain += f64::from(sum_of(g, g, |g, _| g));
+                        product += f64::from(sum_of(g, x, |g, x| g * (x - mean[channel])));
+                    }
+                    (plain, product)
+                },
+            )
+        };
+        (0..self.channels).into_par_iter().map(of_channel).collect()
+    }
+
+    /// Calls `f(channel, plane, plane of out)` for every plane.
+    fn for_planes(&self, out: &mut [f32], f: impl Fn(usize, &[f32], &mut [f32]) + Sync) {
+        out.par_chunks_exact_mut(self.area)
+            .zip(self.values.par_chunks_exact(self.area))
+            .enumerate()
+            .for_each(|(plane, (out, x))| {
+                vectorised(
+                    #[inline(always)]
+                    || f(plane % self.channels, x, out),
+                );
+            });
+    }
+
+    /// [`Self::for_planes`] with the gradient of the output's plane.
+    fn for_planes_with(
+        &self,
+        upstream: &Upstream,
+        out: &mut [f32],
+        f: impl Fn(usize, &[f32], &[f32], &mut [f32]) + Sync,
+    ) {
+        let planes =
+            out.par_chunks_exact_mut(self.area).zip(self.values.par_chunks_exact(self.area));
+        planes.enumerate().for_each_init(Vec::new, |buffer, (plane, (out, x))| {
+            vectorised(
+                #[inline(always)]
+                || f(plane % self.channels, x, upstream.plane(plane, self.area, buffer), out),
+            );
+        });
+    }
+}
