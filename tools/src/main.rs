@@ -6,6 +6,7 @@ mod eval;
 mod flops;
 mod predict;
 mod score;
+mod signals;
 mod train;
 mod trained;
 mod verify;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     let cli = Cli::parse();
+    signals::refuse_to_die_of_large_files();
     // Fails only if a pool exists already, and none does yet.
     let threads = cli.threads.unwrap_or(0);
     if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use rescatter::config::load;
 use rescatter::data::{self, Dataset, Loader, LoaderOptions, Mode};
 use rescatter::engine::progress::bytes;
@@ -17,6 +15,8 @@ use rescatter_heads::run::device;
 use rescatter_heads::task::class_names;
 use rescatter_heads::{Config, TaskModel, calibration};
 use serde_json::Value;
+
+use crate::signals;
 
 /// Arguments of `rescatter train`.
 #[derive(clap::Args)]
@@ -95,7 +95,7 @@ impl Session<'_> {
             self.config.train.iterations
         );
         let mut loader = Loader::new(set, options)?;
-        let stop = stop_on_ctrl_c()?;
+        let stop = signals::stop_on_ctrl_c()?;
         let outcome = trainer.run(&mut loader, stop, || self.evaluate())?;
         for (sample, times) in loader.skipped() {
             tracing::warn!("left out {times} times: {sample}");
@@ -124,17 +124,4 @@ impl Session<'_> {
         };
         Ok(engine::Evaluation { scores, details, thresholds })
     }
-}
-
-/// A flag that the first Ctrl-C (or SIGTERM) raises; the second ends the process at once.
-fn stop_on_ctrl_c() -> anyhow::Result<&'static AtomicBool> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("stopping after this step; once more to stop at once");
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(&STOP)
 }

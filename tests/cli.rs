@@ -1,0 +1,198 @@
+//! What the binary says when something is wrong: one clear message, exit code 1, and nothing half written.
+
+mod sandbox;
+
+use std::process::Command;
+
+use image::{GrayImage, Luma};
+use sandbox::{Sandbox, failure};
+
+const TRAIN: &str = "train segment.yaml --run run train.iterations=4";
+
+/// Checks that the message has all of `parts`.
+fn says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "`{part}` is missing in: {message}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_2() {
+    let sandbox = Sandbox::new();
+    for args in ["train", "train segment.yaml", "trian", "train segment.yaml --run run --wrong"] {
+        assert_eq!(sandbox.command(args).output().unwrap().status.code(), Some(2), "{args}");
+    }
+    let help = sandbox.succeeds("train --help");
+    says(&String::from_utf8_lossy(&help.stdout), &["--run <DIR>", "--resume", "--threads"]);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
+    let sandbox = Sandbox::new();
+    let path = sandbox.path("segment.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("cat_max_ratio", "cat_max_ration")).unwrap();
+    says(
+        &sandbox.fails(TRAIN),
+        &[
+            "segment.yaml: line 11, column ",
+            "unknown key `cat_max_ration`",
+            "nearest known key is `cat_max_ratio`",
+        ],
+    );
+    std::fs::write(&path, text).unwrap();
+    says(
+        &sandbox.fails("train segment.yaml --run run train.iteration=4"),
+        &["in the override `train.iteration=4`: unknown key `iteration`", "is `iterations`"],
+    );
+    assert!(!sandbox.path("run").exists());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let sandbox = Sandbox::new();
+    says(&sandbox.fails("train nowhere.yaml --run run"), &["cannot read `nowhere.yaml`"]);
+    for key in ["data.train.ade20k.images", "data.val.ade20k.labels"] {
+        says(&sandbox.fails(&format!("{TRAIN} {key}=data/nowhere")), &["data/nowhere"]);
+    }
+    says(&sandbox.fails(&format!("{TRAIN} backbone.weights=w.safetensors")), &["w.safetensors"]);
+    std::fs::remove_file(sandbox.path("data/labels/train/5.png")).unwrap();
+    says(&sandbox.fails(TRAIN), &["5.png"]);
+    assert!(!sandbox.path("run").exists());
+}
+
+#[test]
+fn a_broken_sample_is_named_and_leaves_no_checkpoint() {
+    let sandbox = Sandbox::new();
+    let (image, label) = ("data/images/train/3.jpg", "data/labels/train/3.png");
+    let good = std::fs::read(sandbox.path(image)).unwrap();
+    std::fs::write(sandbox.path(image), &good[..good.len() / 2]).unwrap();
+    says(&sandbox.fails(TRAIN), &["3.jpg"]);
+    std::fs::write(sandbox.path(image), &good).unwrap();
+
+    GrayImage::from_pixel(32, 32, Luma([7])).save(sandbox.path(label)).unwrap();
+    says(&sandbox.fails(TRAIN), &["3.png", "7"]);
+    GrayImage::from_pixel(32, 30, Luma([1])).save(sandbox.path(label)).unwrap();
+    says(&sandbox.fails(TRAIN), &["3.png", "30"]);
+    assert!(!sandbox.names("run").iter().any(|name| name.contains("safetensors")));
+
+    GrayImage::from_pixel(32, 32, Luma([1])).save(sandbox.path(label)).unwrap();
+    sandbox.succeeds(TRAIN);
+    assert!(sandbox.path("run/results.json").exists());
+}
+
+#[test]
+fn a_run_is_not_overwritten() {
+    let sandbox = Sandbox::new();
+    sandbox.succeeds(TRAIN);
+    says(&sandbox.fails(TRAIN), &["run: already holds a run", "--resume"]);
+    says(&sandbox.fails(&format!("{TRAIN} --resume seed=5")), &["`seed` was 0 and is now 5"]);
+    sandbox.succeeds(&format!("{TRAIN} --resume"));
+    std::fs::create_dir(sandbox.path("thesis")).unwrap();
+    std::fs::write(sandbox.path("thesis/chapter.txt"), "").unwrap();
+    says(&sandbox.fails("train segment.yaml --run thesis"), &["thesis: is neither empty"]);
+}
+
+#[test]
+fn the_checkpoint_of_another_model_is_refused_at_once() {
+    let sandbox = Sandbox::new();
+    sandbox.succeeds(TRAIN);
+    sandbox.succeeds(&format!(
+        "{} tuning.adapter.bottleneck=5",
+        TRAIN.replace("--run run", "--run other")
+    ));
+    sandbox.succeeds("train classify.yaml --run classified train.iterations=1");
+    let before = std::fs::read(sandbox.path("other/last.safetensors")).unwrap();
+    std::fs::copy(sandbox.path("other/last.safetensors"), sandbox.path("run/last.safetensors"))
+        .unwrap();
+    says(
+        &sandbox.fails(&format!("{TRAIN} --resume")),
+        &[
+            "run/last.safetensors: is the checkpoint of another model",
+            "of another shape",
+            "in the file",
+            "hint: ",
+        ],
+    );
+    assert_eq!(std::fs::read(sandbox.path("run/last.safetensors")).unwrap(), before);
+    std::fs::copy(
+        sandbox.path("classified/last.safetensors"),
+        sandbox.path("run/last.safetensors"),
+    )
+    .unwrap();
+    says(
+        &sandbox.fails(&format!("{TRAIN} --resume")),
+        &[
+            "is the checkpoint of another model",
+            "missing (`decode_head.",
+            "not in the model (`head.bias`",
+        ],
+    );
+    std::fs::write(sandbox.path("run/last.safetensors"), "not a checkpoint").unwrap();
+    says(&sandbox.fails(&format!("{TRAIN} --resume")), &["run/last.safetensors"]);
+}
+
+#[test]
+fn another_backbone_than_the_one_trained_on_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.succeeds("train classify.yaml --run pre tuning.backbone=full tuning.adapter=null dispatch.variant=none");
+    std::fs::copy(sandbox.path("pre/best.safetensors"), sandbox.path("vit.safetensors")).unwrap();
+    let train = format!("{TRAIN} backbone.weights=vit.safetensors");
+    sandbox.succeeds(&train);
+    sandbox.succeeds("train classify.yaml --run pre2 tuning.backbone=full tuning.adapter=null dispatch.variant=none seed=1");
+    std::fs::copy(sandbox.path("pre2/best.safetensors"), sandbox.path("vit.safetensors")).unwrap();
+    says(
+        &sandbox.fails(&format!("{train} --resume")),
+        &[
+            "vit.safetensors: is not the backbone that run/last.safetensors was trained on",
+            "SHA-256",
+            "hint: ",
+        ],
+    );
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_names_the_images() {
+    let sandbox = Sandbox::new();
+    let message = sandbox.fails(
+        "train segment.yaml --run run optimizer.sgd.lr=1e30 train.clip_norm=null train.checkpoint_every=1",
+    );
+    says(
+        &message,
+        &["training stopped at step ", ".jpg", "the last checkpoint stays as it was", "hint: "],
+    );
+    let intact = sandbox.tensors("run/last.safetensors");
+    assert!(intact.contains_key("decode_head.conv_seg.weight"));
+    assert!(!sandbox.path("run/results.json").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_stops_the_run_and_leaves_nothing_half_written() {
+    let sandbox = Sandbox::new();
+    // No file may grow beyond 16 blocks of 512 bytes: enough for the config and the log, too small for a checkpoint.
+    let limited = |args: &str| {
+        let script = format!("ulimit -f 16; exec {} {args}", env!("CARGO_BIN_EXE_rescatter"));
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).current_dir(sandbox.path("")).env("RESCATTER_LOG", "warn");
+        failure(&command.output().unwrap())
+    };
+    says(&limited(TRAIN), &["run/last.safetensors: cannot be written", "hint: free some space"]);
+    assert!(
+        !sandbox.names("run").iter().any(|name| name.contains("safetensors")),
+        "{:?}",
+        sandbox.names("run")
+    );
+    // With a checkpoint from better times: it stays, and serves once there is room.
+    sandbox.succeeds(&format!("{TRAIN} train.iterations=6"));
+    let before = sandbox.tensors("run/last.safetensors");
+    sandbox.succeeds(&format!("{TRAIN} train.iterations=6 --resume"));
+    let text = limited(&format!("{TRAIN} train.iterations=6 --resume"));
+    says(&text, &["cannot be written"]);
+    assert_eq!(sandbox.tensors("run/last.safetensors"), before);
+    assert!(
+        !sandbox.names("run").iter().any(|name| name.starts_with('.')),
+        "{:?}",
+        sandbox.names("run")
+    );
+}
