@@ -275,3 +275,111 @@ impl Vit {
         self.thresholds.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AdapterConfig;
+    use crate::params::{ParamStore, Role};
+    use candle_core::{DType, Device};
+
+    fn backbone() -> BackboneConfig {
+        BackboneConfig {
+            arch: None,
+            embed_dim: Some(12),
+            depth: Some(2),
+            num_heads: Some(3),
+            mlp_ratio: None,
+            patch_size: 4,
+            layer_scale: false,
+            reg_tokens: 2,
+            no_embed_class: false,
+            pos_embed_grid: [3, 3],
+            weights: None,
+            drop_path: 0.0,
+        }
+    }
+
+    fn vit(store: &ParamStore, tuned: BackboneTuning) -> Vit {
+        let dispatch = DispatchConfig { variant: Variant::Mlp, ..DispatchConfig::default() };
+        let adapter = AdapterConfig { bottleneck: 4, scale: 0.5, dropout: 0.0, experts: 1 };
+        let tuning = TuningConfig { backbone: tuned, adapter: Some(adapter) };
+        Vit::new(&backbone(), &dispatch, &tuning, &[1], &store.root()).unwrap()
+    }
+
+    fn store() -> ParamStore {
+        ParamStore::new(&Device::Cpu, DType::F32, 0)
+    }
+
+    #[test]
+    fn the_frozen_embedding_and_inference_carry_no_graph() -> Result<()> {
+        let store = store();
+        let vit = vit(&store, BackboneTuning::Frozen);
+        let images = Tensor::randn(0f32, 1.0, (2, 3, 12, 12), &Device::Cpu)?;
+        assert!(!vit.embed(&images)?.track_op());
+        let features = vit.forward(&images, &Pass::Infer)?;
+        assert!(!features.tokens.track_op() && !features.maps[0].track_op());
+        assert!(vit.forward(&images, &Pass::InferMasked)?.tokens.track_op());
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_reach_what_is_trained_and_nothing_else() -> Result<()> {
+        for tuned in [BackboneTuning::Frozen, BackboneTuning::Full] {
+            let store = store();
+            let vit = vit(&store, tuned);
+            for (name, param) in store.all() {
+                if name.contains("up_proj.weight") {
+                    param.var.set(&Tensor::randn(0f32, 0.1, param.var.shape(), &Device::Cpu)?)?;
+                }
+            }
+            let images = Tensor::randn(0f32, 1.0, (2, 3, 12, 12), &Device::Cpu)?;
+            let noise = vec![Tensor::randn(0f32, 1.0, (2, 9), &Device::Cpu)?; 2];
+            let features = vit.forward(&images, &Pass::GivenNoise { noise: &noise, tau: 5.0 })?;
+            let weights = Tensor::randn(0f32, 1.0, features.tokens.shape(), &Device::Cpu)?;
+            let grads = (features.tokens * weights)?.sum_all()?.backward()?;
+            for (name, param) in store.all() {
+                let grad = grads.get(param.var.as_tensor());
+                if param.role == Role::Frozen {
+                    assert!(grad.is_none(), "`{name}` is frozen and got a gradient");
+                } else {
+                    let size = grad.map(|g| g.abs()?.sum_all()?.to_scalar::<f32>()).transpose()?;
+                    assert!(size.is_some_and(|size| size > 0.0), "`{name}` got no gradient");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn images_of_any_size_are_padded_to_the_patch() -> Result<()> {
+        let store = store();
+        let vit = vit(&store, BackboneTuning::Frozen);
+        let images = Tensor::randn(0f32, 1.0, (1, 3, 10, 17), &Device::Cpu)?;
+        let features = vit.forward(&images, &Pass::Infer)?;
+        assert_eq!((features.grid, features.maps[0].dims()), ((3, 5), &[1usize, 12, 3, 5][..]));
+        Ok(())
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_with_the_reason() {
+        let with = |change: fn(&mut BackboneConfig)| {
+            let mut cfg = backbone();
+            change(&mut cfg);
+            Dims::new(&cfg).unwrap_err().to_string()
+        };
+        assert!(with(|cfg| cfg.depth = None).contains("needs `arch`"));
+        assert!(
+            with(|cfg| cfg.num_heads = Some(5))
+                .contains("5 attention heads do not divide a width of 12")
+        );
+        let tap = Vit::new(
+            &backbone(),
+            &DispatchConfig::default(),
+            &TuningConfig::default(),
+            &[2],
+            &store().root(),
+        );
+        assert!(tap.err().unwrap().to_string().contains("tap 2 is beyond the last of 2 blocks"));
+    }
+}

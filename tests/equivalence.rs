@@ -1,0 +1,208 @@
+//! Different ways to the same result: masking and gathering, a row alone and in a batch, the dense model and the one that
+//! skips nothing. Differences are printed relative to the largest value.
+
+use candle_core::{DType, Device, Result, Tensor};
+use rescatter::backbone::{Features, Pass, Vit};
+use rescatter::config::{
+    AdapterConfig, BackboneConfig, DispatchConfig, Inference, Select, TuningConfig, Variant,
+};
+use rescatter::dispatch::calibrate;
+use rescatter::head::{StepContext, World};
+use rescatter::params::ParamStore;
+use rescatter::rng::{Purpose, Rng};
+
+const DEPTH: usize = 4;
+/// DESIGN's bound on |difference| over the largest value.
+const TOLERANCE: f64 = 1e-5;
+
+/// A model whose adapters, dispatchers and class token are not at their (partly trivial) initial values. Values depend on
+/// names alone, so models with other dispatch share all that they have in common.
+fn vit(dispatch: DispatchConfig) -> Result<Vit> {
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
+    let backbone = BackboneConfig {
+        arch: None,
+        embed_dim: Some(48),
+        depth: Some(DEPTH),
+        num_heads: Some(4),
+        mlp_ratio: Some(4.0),
+        patch_size: 4,
+        layer_scale: false,
+        reg_tokens: 2,
+        no_embed_class: false,
+        pos_embed_grid: [6, 6],
+        weights: None,
+        drop_path: 0.0,
+    };
+    let adapter = AdapterConfig { bottleneck: 8, scale: 0.5, dropout: 0.0, experts: 1 };
+    let tuning = TuningConfig { adapter: Some(adapter), ..TuningConfig::default() };
+    let vit = Vit::new(&backbone, &dispatch, &tuning, &[1, DEPTH - 1], &store.root())?;
+    for (name, param) in store.all() {
+        if param.var.rank() >= 2 {
+            let values = normal(param.var.dims(), name.bytes().map(u64::from).sum())?;
+            let fan_in = param.var.dims()[1..].iter().product::<usize>() as f64;
+            store.set(&name, &(values * fan_in.powf(-0.5))?)?;
+        }
+    }
+    Ok(vit)
+}
+
+fn mlp(inference: Inference) -> DispatchConfig {
+    DispatchConfig { variant: Variant::Mlp, inference, ..DispatchConfig::default() }
+}
+
+fn normal(shape: &[usize], seed: u64) -> Result<Tensor> {
+    let mut stream = Rng::new(seed).stream(Purpose::Synthetic, 0, 0);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| stream.normal() as f32).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+fn images(count: usize) -> Result<Tensor> {
+    normal(&[count, 3, 22, 31], 5)
+}
+
+fn assert_close(what: &str, a: &Tensor, b: &Tensor) -> Result<()> {
+    let scalar = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>().map(f64::from);
+    let difference = scalar((a - b)?)? / scalar(b.clone())?;
+    let mean = f64::from((a - b)?.abs()?.mean_all()?.to_scalar::<f32>()?);
+    println!("{what}: {difference:.1e} of the largest value, mean {mean:.1e}");
+    assert!(difference <= TOLERANCE, "{what}: {difference:.1e}");
+    Ok(())
+}
+
+fn assert_same(what: &str, a: &Features, b: &Features) -> Result<()> {
+    for (tap, (a, b)) in a.maps.iter().zip(&b.maps).enumerate() {
+        assert_close(&format!("{what}, map {tap}"), a, b)?;
+    }
+    assert_close(what, &a.tokens, &b.tokens)
+}
+
+#[test]
+fn masking_and_gathering_agree() -> Result<()> {
+    for inference in [Inference::Threshold, Inference::TopK(0.3)] {
+        let vit = vit(mlp(inference))?;
+        let gathered = vit.forward(&images(3)?, &Pass::Infer)?;
+        let masked = vit.forward(&images(3)?, &Pass::InferMasked)?;
+        let kept = gathered.kept.overall()?;
+        assert!((0.2..0.8).contains(&kept), "a case in which {kept} is kept shows little");
+        assert_same("gathered against masked", &gathered, &masked)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn noise_of_zero_is_inference() -> Result<()> {
+    let vit = vit(mlp(Inference::Threshold))?;
+    let inferred = vit.forward(&images(2)?, &Pass::Infer)?;
+    let noise: Vec<Tensor> =
+        inferred.kept.layers.iter().map(|layer| layer.logit.zeros_like()).collect::<Result<_>>()?;
+    let trained = vit.forward(&images(2)?, &Pass::GivenNoise { noise: &noise, tau: 5.0 })?;
+    assert_same("training without noise", &trained, &inferred)
+}
+
+#[test]
+fn skipping_nothing_is_the_dense_model() -> Result<()> {
+    let dense = vit(DispatchConfig::default())?.forward(&images(2)?, &Pass::Infer)?;
+    assert_eq!((dense.kept.layers.len(), dense.kept.overall()?), (0, 1.0));
+    let dispatched = vit(mlp(Inference::Calibrated(1.0)))?;
+    dispatched.set_thresholds(vec![f32::NEG_INFINITY; DEPTH]);
+    let all = dispatched.forward(&images(2)?, &Pass::Infer)?;
+    assert_eq!(all.kept.overall()?, 1.0);
+    assert_same("threshold −∞ against dense", &all, &dense)?;
+    let (rng, world) = (Rng::new(0), World::SINGLE);
+    let ctx = StepContext {
+        training: true,
+        update_stats: false,
+        rng: &rng,
+        step: 0,
+        progress: 0.0,
+        samples: &[0, 1],
+        world: &world,
+    };
+    let complete = dispatched.forward(&images(2)?, &Pass::Complete(&ctx))?;
+    assert_same("complete model against dense", &complete, &dense)
+}
+
+#[test]
+fn skipping_every_patch_still_works_on_the_prefix() -> Result<()> {
+    let vit = vit(mlp(Inference::Calibrated(0.0)))?;
+    vit.set_thresholds(vec![f32::INFINITY; DEPTH]);
+    let gathered = vit.forward(&images(2)?, &Pass::Infer)?;
+    assert_eq!(gathered.kept.per_layer()?, [0.0; DEPTH]);
+    assert_same("nothing kept", &gathered, &vit.forward(&images(2)?, &Pass::InferMasked)?)?;
+    let again = vit.forward(&images(2)?, &Pass::Infer)?;
+    assert_eq!(
+        again.tokens.to_vec3::<f32>()?,
+        gathered.tokens.to_vec3::<f32>()?,
+        "inference is deterministic"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_row_alone_is_the_row_in_a_batch_in_any_order() -> Result<()> {
+    let random = DispatchConfig { select: Select::Random, ..mlp(Inference::Threshold) };
+    for (what, dispatch) in [
+        ("learned", mlp(Inference::Threshold)),
+        ("top k", mlp(Inference::TopK(0.5))),
+        ("random", random),
+    ] {
+        let vit = vit(dispatch)?;
+        let images = images(3)?;
+        let batch = vit.forward(&images, &Pass::Infer)?;
+        let alone = vit.forward(&images.narrow(0, 1, 1)?, &Pass::Infer)?;
+        assert_close(&format!("{what}, alone"), &alone.tokens, &batch.tokens.narrow(0, 1, 1)?)?;
+        let order = Tensor::new(&[2u32, 0, 1], &Device::Cpu)?;
+        let moved = vit.forward(&images.index_select(&order, 0)?, &Pass::Infer)?;
+        assert_close(
+            &format!("{what}, moved"),
+            &moved.tokens,
+            &batch.tokens.index_select(&order, 0)?,
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_random_dispatcher_keeps_its_share_and_other_tokens_in_every_layer() -> Result<()> {
+    let random = DispatchConfig { select: Select::Random, ..mlp(Inference::Calibrated(0.3)) };
+    let vit = vit(random)?;
+    let kept = vit.forward(&images(8)?, &Pass::Infer)?.kept;
+    // 8 images × 48 patches × 4 layers: a standard deviation of 0.012.
+    assert!((kept.overall()? - 0.3).abs() < 0.05, "{}", kept.overall()?);
+    assert_ne!(kept.layers[0].mask.to_vec2::<f32>()?, kept.layers[1].mask.to_vec2::<f32>()?);
+    Ok(())
+}
+
+#[test]
+fn calibration_meets_its_budget_and_keeps_the_preference_between_layers() -> Result<()> {
+    let vit = vit(mlp(Inference::Calibrated(0.5)))?;
+    assert!(vit.needs_thresholds());
+    let refusal = vit.forward(&images(1)?, &Pass::Infer).err().map(|error| error.to_string());
+    assert!(refusal.is_some_and(|reason| reason.contains("calibrate on training images")));
+    let batches = [images(4)?, normal(&[2, 3, 40, 24], 9)?];
+    for q in [0.3, 0.5, 0.7] {
+        let thresholds = calibrate(&vit, &batches, q)?;
+        let (mut active, mut all) = (0.0, 0.0);
+        for images in &batches {
+            let kept = vit.forward(images, &Pass::Infer)?.kept;
+            active += kept.overall()? * kept.decisions() as f64;
+            all += kept.decisions() as f64;
+        }
+        println!("budget {q}: kept {:.4}, thresholds {thresholds:?}", active / all);
+        assert!((active / all - q).abs() <= 0.02, "budget {q}: kept {}", active / all);
+        let spread = |values: &[f32]| {
+            values.iter().fold(f32::MIN, |a, &b| a.max(b))
+                - values.iter().fold(f32::MAX, |a, &b| a.min(b))
+        };
+        let logits = vit.forward(&batches[0], &Pass::Infer)?.kept.layers[0]
+            .logit
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        assert!(
+            spread(&thresholds) < 0.2 * spread(&logits),
+            "the thresholds settle near a common one"
+        );
+        assert_eq!(calibrate(&vit, &batches, q)?, thresholds, "calibration is deterministic");
+    }
+    Ok(())
+}
