@@ -166,3 +166,158 @@ fn complete_name(name: &str) -> &'static str {
     names.insert(leaked);
     leaked
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::Features;
+    use crate::head::{Term, World};
+    use crate::ops::{self, CrossEntropy};
+    use crate::params::{Init, Role};
+    use crate::rng::{Purpose, Rng};
+
+    /// Three classes from the mean token.
+    struct MeanToken {
+        weight: Tensor,
+    }
+
+    impl Head for MeanToken {
+        type Target = u32;
+        type Prediction = u32;
+
+        fn losses(
+            &self,
+            features: &Features,
+            targets: &[u32],
+            ctx: &StepContext,
+        ) -> Result<Losses> {
+            assert!(ctx.training);
+            let logits = ops::linear(&features.tokens.mean(1)?, &self.weight, None)?;
+            let labels = Tensor::new(targets, logits.device())?;
+            let (sum, count) = ops::cross_entropy(&logits, &labels, &CrossEntropy::default())?;
+            Ok(Losses {
+                terms: vec![Term { name: "ce", weight: 1.0, sum, count }],
+                logits: Some(logits),
+            })
+        }
+
+        fn predict(&self, features: &Features, _: &[ImageMeta]) -> Result<Vec<u32>> {
+            ops::linear(&features.tokens.mean(1)?, &self.weight, None)?.argmax(1)?.to_vec1()
+        }
+    }
+
+    fn model(dispatch: &str, loss: &str) -> Model<MeanToken> {
+        let split =
+            "ade20k: { images: a, labels: b, classes: [x, y, z] }, transforms: [normalize: {}]";
+        let text = format!(
+            "task: segmentation
+backbone: {{ embed_dim: 24, depth: 3, num_heads: 3, patch_size: 4, pos_embed_grid: [4, 4] }}
+dispatch: {dispatch}
+tuning: {{ adapter: {{ bottleneck: 4, scale: 0.5 }} }}
+head: null
+data: {{ train: {{ {split} }}, val: {{ {split} }} }}
+loss: {loss}
+train: {{ iterations: 1, batch_size: 1 }}"
+        );
+        let cfg: Config<()> = crate::config::load::parse(&text, "test.yaml".as_ref(), &[]).unwrap();
+        let head = |spec: FeatureSpec, root: &Scope| {
+            Ok(MeanToken {
+                weight: root.param("head.weight", (3, spec.channels), Init::Normal(1.0))?,
+            })
+        };
+        let model = Model::new(&cfg, &[], &Device::Cpu, head).unwrap();
+        for (i, (name, var)) in model.params.with_role(Role::Trainable).into_iter().enumerate() {
+            // Up-projections start at zero, where half of the gradients vanish.
+            if name.contains("up_proj") {
+                model.params.set(&name, &(normal(var.dims(), i as u64) * 0.1).unwrap()).unwrap();
+            }
+        }
+        model
+    }
+
+    fn normal(shape: &[usize], seed: u64) -> Tensor {
+        let mut stream = Rng::new(seed).stream(Purpose::Synthetic, 0, 0);
+        let values: Vec<f32> =
+            (0..shape.iter().product()).map(|_| stream.normal() as f32).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn context<'a>(rng: &'a Rng, samples: &'a [u64]) -> StepContext<'a> {
+        StepContext {
+            training: true,
+            update_stats: true,
+            rng,
+            step: 0,
+            progress: 0.0,
+            samples,
+            world: &World::SINGLE,
+        }
+    }
+
+    fn names(model: &Model<MeanToken>) -> Vec<&'static str> {
+        let rng = Rng::new(1);
+        let ctx = context(&rng, &[0, 1]);
+        let (losses, _) = model.losses(&normal(&[2, 3, 16, 16], 3), &[0, 2], &ctx).unwrap();
+        losses.terms.iter().map(|term| term.name).collect()
+    }
+
+    #[test]
+    fn the_terms_are_those_that_the_config_wants() {
+        let all = "{ rate: 2.0, complete: 1.0, distill: 1.0 }";
+        assert_eq!(
+            names(&model("{ variant: mlp }", all)),
+            ["ce", "rate", "complete.ce", "distill"]
+        );
+        assert_eq!(names(&model("{ variant: mlp }", "{}")), ["ce", "rate"]);
+        assert_eq!(names(&model("{ variant: mlp }", "{ rate: 0.0 }")), ["ce"]);
+        assert_eq!(names(&model("{ variant: none }", "{}")), ["ce"]);
+        assert_eq!(names(&model("{ variant: mlp, select: random }", "{}")), ["ce"]);
+    }
+
+    #[test]
+    fn two_micro_batches_have_the_gradient_of_the_batch() -> Result<()> {
+        let model = model("{ variant: mlp }", "{ rate: 2.0, complete: 1.0, distill: 1.0 }");
+        let (rng, images, targets) = (Rng::new(1), normal(&[4, 3, 16, 16], 3), [0u32, 2, 1, 1]);
+        let (losses, kept) = model.losses(&images, &targets, &context(&rng, &[5, 6, 7, 8]))?;
+        let counts = losses.counts();
+        let whole = losses.total(&counts)?.backward()?;
+        let mean = kept.overall()?;
+        let part = |first: usize, samples: &[u64]| -> Result<_> {
+            let (images, targets) = (images.narrow(0, first, 2)?, &targets[first..first + 2]);
+            let (losses, _) =
+                model.losses_at(&images, targets, &context(&rng, samples), Some(mean))?;
+            losses.total(&counts)?.backward()
+        };
+        let parts = [part(0, &[5, 6])?, part(2, &[7, 8])?];
+        for (name, var) in model.params.with_role(Role::Trainable) {
+            let grad = |grads: &candle_core::backprop::GradStore| grads.get(&var).unwrap().clone();
+            let (want, got) = (grad(&whole), (grad(&parts[0]) + grad(&parts[1]))?);
+            let largest = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+            let (size, difference) = (largest(want.clone())?, largest((got - want)?)?);
+            assert!(
+                size > 0.0 && difference <= 1e-5 * size.max(1e-2),
+                "`{name}`: {difference:e} of {size:e}"
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn predictions_skip_and_say_so() -> Result<()> {
+        let model = model("{ variant: mlp, inference: { top_k: 0.25 } }", "{}");
+        let (labels, kept) = model.predict(&normal(&[2, 3, 16, 16], 3), &[])?;
+        assert_eq!((labels.len(), kept.per_layer()?), (2, vec![0.25; 3]));
+        Ok(())
+    }
+
+    #[test]
+    fn padding_goes_right_and_below_and_is_cropped_again() -> Result<()> {
+        let images = normal(&[1, 2, 5, 7], 3);
+        let padded = pad_to_multiple(&images, 4)?;
+        assert_eq!(padded.dims(), [1, 2, 8, 8]);
+        assert_eq!(padded.narrow(2, 5, 3)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.0);
+        let back = crop(&padded, (5, 7))?;
+        assert_eq!(back.flatten_all()?.to_vec1::<f32>()?, images.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+}

@@ -5,6 +5,7 @@
 pub mod calibration;
 pub mod classifier;
 pub mod evaluation;
+pub mod flops;
 pub mod kept;
 pub mod linear;
 pub mod pixel_classifier;

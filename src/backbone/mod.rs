@@ -6,6 +6,7 @@ use crate::dispatch::KeptStats;
 
 mod attention;
 mod block;
+mod dims;
 mod layers;
 mod mlp;
 mod patch_embed;
@@ -14,8 +15,9 @@ pub mod pyramid;
 mod vit;
 
 pub use crate::dispatch::Pass;
+pub use dims::Dims;
 pub use pos_embed::resize_pos_embed;
-pub use vit::{Dims, Vit};
+pub use vit::Vit;
 
 /// What the backbone hands to a head.
 #[derive(Debug, Clone)]

@@ -7,80 +7,14 @@ use candle_core::{Result, Tensor, bail};
 use super::block::Block;
 use super::layers::{NORM_EPS, detached, layer_norm};
 use super::patch_embed::PatchEmbed;
-use super::{Features, Pass, resize_pos_embed};
+use super::{Dims, Features, Pass, resize_pos_embed};
 use crate::config::{
-    Arch, BackboneConfig, BackboneTuning, DispatchConfig, Inference, Select, TuningConfig, Variant,
+    BackboneConfig, BackboneTuning, DispatchConfig, Inference, Select, TuningConfig, Variant,
 };
 use crate::dispatch::{KeptStats, Selector};
 use crate::head::FeatureSpec;
 use crate::ops;
 use crate::params::{Init, Scope};
-
-/// The resolved sizes of a backbone.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dims {
-    /// Width of a token.
-    pub dim: usize,
-    /// Number of blocks.
-    pub depth: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Hidden width of the MLP.
-    pub hidden: usize,
-    /// Side of a patch in pixels.
-    pub patch: usize,
-    /// Register tokens after the class token.
-    pub reg_tokens: usize,
-    /// Whether blocks scale their branches.
-    pub layer_scale: bool,
-    /// The last block's rate of stochastic depth.
-    pub drop_path: f64,
-}
-
-impl Dims {
-    /// The sizes that `cfg` asks for.
-    ///
-    /// # Errors
-    /// If `cfg` names neither an architecture nor all sizes, or they do not fit together.
-    pub fn new(cfg: &BackboneConfig) -> Result<Self> {
-        let named = cfg.arch.map(|arch| match arch {
-            Arch::VitTi => (192, 12, 3),
-            Arch::VitS => (384, 12, 6),
-            Arch::VitB => (768, 12, 12),
-            Arch::VitL => (1024, 24, 16),
-            Arch::VitH => (1280, 32, 16),
-        });
-        let (dim, depth, heads) = (cfg.embed_dim, cfg.depth, cfg.num_heads);
-        let (Some(dim), Some(depth), Some(heads)) = (
-            dim.or(named.map(|sizes| sizes.0)),
-            depth.or(named.map(|sizes| sizes.1)),
-            heads.or(named.map(|sizes| sizes.2)),
-        ) else {
-            bail!("`backbone` needs `arch`, or `embed_dim`, `depth` and `num_heads`");
-        };
-        if heads == 0 || dim % heads != 0 {
-            bail!("`backbone`: {heads} attention heads do not divide a width of {dim}");
-        }
-        if cfg.patch_size == 0 || depth == 0 {
-            bail!("`backbone`: `patch_size` and `depth` must be at least 1");
-        }
-        Ok(Self {
-            dim,
-            depth,
-            heads,
-            hidden: (dim as f64 * cfg.mlp_ratio.unwrap_or(4.0)) as usize,
-            patch: cfg.patch_size,
-            reg_tokens: cfg.reg_tokens,
-            layer_scale: cfg.layer_scale,
-            drop_path: cfg.drop_path,
-        })
-    }
-
-    /// Class and register tokens before the patches.
-    pub fn prefix(&self) -> usize {
-        1 + self.reg_tokens
-    }
-}
 
 /// A vision transformer with adapters and token dispatchers.
 pub struct Vit {
@@ -362,24 +296,9 @@ mod tests {
     }
 
     #[test]
-    fn impossible_sizes_are_refused_with_the_reason() {
-        let with = |change: fn(&mut BackboneConfig)| {
-            let mut cfg = backbone();
-            change(&mut cfg);
-            Dims::new(&cfg).unwrap_err().to_string()
-        };
-        assert!(with(|cfg| cfg.depth = None).contains("needs `arch`"));
-        assert!(
-            with(|cfg| cfg.num_heads = Some(5))
-                .contains("5 attention heads do not divide a width of 12")
-        );
-        let tap = Vit::new(
-            &backbone(),
-            &DispatchConfig::default(),
-            &TuningConfig::default(),
-            &[2],
-            &store().root(),
-        );
-        assert!(tap.err().unwrap().to_string().contains("tap 2 is beyond the last of 2 blocks"));
+    fn a_tap_beyond_the_last_block_is_refused() {
+        let (dispatch, tuning) = (DispatchConfig::default(), TuningConfig::default());
+        let vit = Vit::new(&backbone(), &dispatch, &tuning, &[2], &store().root());
+        assert!(vit.err().unwrap().to_string().contains("tap 2 is beyond the last of 2 blocks"));
     }
 }

@@ -76,11 +76,9 @@ pub fn backbone(
     count
 }
 
-/// The pyramid [`crate::backbone::DytPyramid`] over maps of `grid` (rows, columns) and `dim` channels.
-pub fn dyt_pyramid(dim: usize, grid: (usize, usize)) -> FlopCount {
+/// Appends the pyramid [`crate::backbone::pyramid::DytPyramid`] over maps of `grid` (rows, columns) and `dim` channels.
+pub fn dyt_pyramid(count: &mut FlopCount, dim: usize, grid: (usize, usize)) {
     // fpn1.0 and fpn2.0 on h·w, fpn1.2 on 4·h·w positions, each with 2 × 2 outputs.
     let macs = 6.0 * 4.0 * (grid.0 * grid.1 * dim * dim) as f64;
-    let mut count = FlopCount::default();
     count.add("pyramid", macs, macs);
-    count
 }

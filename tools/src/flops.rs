@@ -1,12 +1,127 @@
 //! `rescatter flops`.
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use rescatter::Error;
+use rescatter::config::{EvalMode, Inference, TransformConfig, Variant};
+use rescatter::dispatch::flops::FlopCount;
+use rescatter_heads::flops::{Pass, count};
+use rescatter_heads::{Config, task};
+use serde_json::json;
 
 /// Arguments of `rescatter flops`.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The config.
+    config: PathBuf,
+    /// Changes to it, `key.path=value`.
+    overrides: Vec<String>,
+    /// Height and width of one image, e.g. 512x512; by default the window of the evaluation or the crop of the training.
+    #[arg(long, value_name = "HxW")]
+    size: Option<String>,
+    /// Share of the patch tokens that are kept; by default the share that the config aims at.
+    #[arg(long)]
+    kept: Option<f64>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
 
 /// Runs `rescatter flops`.
-pub(crate) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`rescatter flops` is being written")
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let config: Config = rescatter::config::load::load(&args.config, &args.overrides)?;
+    let pass = Pass {
+        size: match &args.size {
+            Some(text) => parse_size(text)?,
+            None => default_size(&config)?,
+        },
+        kept: args.kept.unwrap_or(default_kept(&config)),
+        classes: task::class_names(&config)?.len(),
+    };
+    if !(0.0..=1.0).contains(&pass.kept) {
+        bail!("--kept is a share between 0 and 1, got {}", pass.kept);
+    }
+    let count = count(&config, pass)?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        print_json(&mut out, &count, pass)?
+    } else {
+        print_table(&mut out, &count, pass)?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize)> {
+    let sides = text.split_once(['x', '×']).map(|(h, w)| (h.parse::<usize>(), w.parse::<usize>()));
+    match sides {
+        Some((Ok(height), Ok(width))) if height > 0 && width > 0 => Ok((height, width)),
+        _ => bail!("--size is HEIGHTxWIDTH in pixels, e.g. 512x512, got `{text}`"),
+    }
+}
+
+/// The window of the evaluation, else the size that training crops to.
+fn default_size(config: &Config) -> Result<(usize, usize)> {
+    if let EvalMode::Slide { crop, .. } = config.eval.mode {
+        return Ok((crop, crop));
+    }
+    let size = config.data.train.transforms.iter().find_map(|transform| match transform {
+        TransformConfig::RandomCrop { size, .. }
+        | TransformConfig::RandomResizedCrop { size, .. }
+        | TransformConfig::CenterCrop { size } => Some((size[0], size[1])),
+        _ => None,
+    });
+    Ok(size.ok_or_else(|| {
+        Error::usage("the config fixes no image size").with_hint("name one: --size 512x512")
+    })?)
+}
+
+fn default_kept(config: &Config) -> f64 {
+    match (config.dispatch.variant, config.dispatch.inference) {
+        (Variant::None, _) => 1.0,
+        (_, Inference::Threshold) => config.dispatch.target_rate,
+        (_, Inference::TopK(share) | Inference::Calibrated(share)) => share,
+    }
+}
+
+fn print_table(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::Result<()> {
+    let Pass { size: (height, width), kept, .. } = pass;
+    writeln!(out, "{height}×{width} pixels, {:.1} % of the tokens kept", 100.0 * kept)?;
+    writeln!(out, "{:<36} {:>15} {:>15}", "", "GMACs nominal", "GMACs executed")?;
+    for part in &count.parts {
+        writeln!(
+            out,
+            "{:<36} {:>15.3} {:>15.3}",
+            part.name,
+            part.nominal / 1e9,
+            part.executed / 1e9
+        )?;
+    }
+    writeln!(
+        out,
+        "{:<36} {:>15.3} {:>15.3}",
+        "total",
+        count.nominal_gmacs(),
+        count.executed_gmacs()
+    )
+}
+
+fn print_json(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::Result<()> {
+    let part = |part: &rescatter::dispatch::flops::Part| {
+        json!({
+            "name": part.name,
+            "nominal_gmacs": part.nominal / 1e9,
+            "executed_gmacs": part.executed / 1e9,
+        })
+    };
+    let report = json!({
+        "size": [pass.size.0, pass.size.1],
+        "kept": pass.kept,
+        "nominal_gmacs": count.nominal_gmacs(),
+        "executed_gmacs": count.executed_gmacs(),
+        "parts": count.parts.iter().map(part).collect::<Vec<_>>(),
+    });
+    writeln!(out, "{report:#}")
 }
