@@ -13,7 +13,7 @@ use crate::rng::{Purpose, Stream};
 use crate::tuning::BlockTuning;
 
 /// One transformer block.
-pub(super) struct Block {
+pub(crate) struct Block {
     index: u16,
     attn: AttentionBranch,
     mlp: MlpBranch,
@@ -65,15 +65,17 @@ impl Block {
     /// Tokens `[B, N, C]` before the block → after it. The variants of [DyT] Fig. 3 differ in what `selector` cuts.
     pub(super) fn forward(&self, x: &Tensor, selector: &mut Selector) -> Result<Tensor> {
         match self.variant {
-            Variant::None | Variant::Mlp => {
-                let x = (x + self.dropped(self.attn.forward(x, None)?, 0, selector.pass())?)?;
-                self.feed(&x, selector)
-            }
+            Variant::None | Variant::Mlp => self.feed(&self.attend(x, selector.pass())?, selector),
         }
     }
 
+    /// The attention half: `x + Attn(x)`.
+    pub(crate) fn attend(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        x + self.dropped(self.attn.forward(x, None)?, 0, pass)?
+    }
+
     /// The MLP half: `x + m·MLP(x) + A(x)`.
-    fn feed(&self, x: &Tensor, selector: &mut Selector) -> Result<Tensor> {
+    pub(crate) fn feed(&self, x: &Tensor, selector: &mut Selector) -> Result<Tensor> {
         let active = match self.variant {
             Variant::None => Active::All,
             Variant::Mlp => selector.choose(self.dispatcher.as_ref(), x)?,

@@ -153,14 +153,9 @@ impl Vit {
         if self.no_embed_class { Ok(x) } else { x.broadcast_add(&pos) }
     }
 
-    /// One block without gradients, for calibration.
-    pub(crate) fn infer_block(
-        &self,
-        index: usize,
-        x: &Tensor,
-        selector: &mut Selector,
-    ) -> Result<Tensor> {
-        Ok(self.inference[index].forward(x, selector)?.detach())
+    /// The blocks without gradients, for calibration.
+    pub(crate) fn inference_blocks(&self) -> &[Block] {
+        &self.inference
     }
 
     fn grid_of(&self, images: &Tensor) -> Result<(usize, usize)> {

@@ -13,10 +13,10 @@ use crate::backbone::Vit;
 use crate::config::{DispatchConfig, Inference};
 
 /// Passes in which the shares settle.
-const PASSES: usize = 3;
+const PASSES: usize = 2;
 
 /// The thresholds (one per dispatcher) with which `vit` keeps the share `q` of the patch tokens of `batches`, each
-/// `[B, 3, H, W]`; they are stored in `vit` too. About 2 × 4 forward passes without gradients; deterministic.
+/// `[B, 3, H, W]`; they are stored in `vit` too. Costs three forward passes without gradients; deterministic.
 ///
 /// # Errors
 /// If `q` is no share, there are no images, or the model has no learned dispatcher.
@@ -51,21 +51,23 @@ fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> 
     let mut tokens =
         batches.iter().map(|images| Ok(vit.embed(images)?.detach())).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
-    for block in 0..vit.dims().depth {
-        // With an infinite threshold the block scores its tokens and computes next to nothing else.
+    for (index, block) in vit.inference_blocks().iter().enumerate() {
+        // Where the MLP alone is dispatched, its tokens are those after the attention. With an infinite threshold the
+        // MLP half scores them and computes next to nothing else.
         let mut logits = Vec::new();
-        for x in &tokens {
+        for x in &mut tokens {
+            *x = block.attend(x, &Pass::Infer)?.detach();
             let mut probe = Selector::new(&Pass::Infer, &cfg, Some(&[f32::INFINITY]), prefix);
-            vit.infer_block(block, x, &mut probe)?;
+            block.feed(x, &mut probe)?;
             for layer in probe.finish().layers {
                 logits.extend(layer.logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
             }
         }
-        let threshold = choose(block, &logits);
+        let threshold = choose(index, &logits);
         for x in &mut tokens {
             let thresholds = [threshold];
             let mut selector = Selector::new(&Pass::Infer, &cfg, Some(&thresholds), prefix);
-            *x = vit.infer_block(block, x, &mut selector)?;
+            *x = block.feed(x, &mut selector)?.detach();
         }
         result.thresholds.push(threshold);
         result.logits.push(logits);
