@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("cannot {action} `{}`: {source}", path.display())]
+    #[error("cannot {action} `{}`: {reason}", path.display())]
     Io {
         /// A verb: `read`, `write`, `create` …
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file is not what it should be.
     #[error("{}: {reason}", path.display())]
@@ -43,8 +43,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// The operating system refused to `action` (a verb) `path`.
-    pub fn io(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { action, path: path.as_ref().into(), source }
+    pub fn io(action: &'static str, path: impl AsRef<Path>, reason: std::io::Error) -> Self {
+        Self::Io { action, path: path.as_ref().into(), reason }
     }
 
     /// `path` is not what it should be.
