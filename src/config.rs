@@ -116,7 +116,7 @@ pub enum Arch {
     VitH,
 }
 
-/// Token dispatch ([DyT] §3.3).
+/// Token dispatch (\[DyT\] §3.3).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DispatchConfig {
@@ -130,7 +130,7 @@ pub struct DispatchConfig {
     pub inference: Inference,
     /// How the noise fades during training; `null` keeps it, as published.
     pub noise: Option<NoiseConfig>,
-    /// Who decides: the learned dispatcher or chance (the ablation of [DyT] Table 7).
+    /// Who decides: the learned dispatcher or chance (the ablation of \[DyT\] Table 7).
     pub select: Select,
 }
 
@@ -147,7 +147,7 @@ impl Default for DispatchConfig {
     }
 }
 
-/// What inactive tokens skip ([DyT] Fig. 3).
+/// What inactive tokens skip (\[DyT\] Fig. 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
@@ -195,7 +195,7 @@ pub enum Select {
 pub struct TuningConfig {
     /// Whether the pretrained weights themselves are trained.
     pub backbone: BackboneTuning,
-    /// AdaptFormer-style bottleneck beside the MLP ([DyT] Eq. 1).
+    /// AdaptFormer-style bottleneck beside the MLP (\[DyT\] Eq. 1).
     pub adapter: Option<AdapterConfig>,
 }
 
@@ -222,7 +222,7 @@ pub struct AdapterConfig {
     /// Dropout between ReLU and the up-projection.
     #[serde(default)]
     pub dropout: f64,
-    /// Experts merged per image ([DyT] Eq. 7); 1 is the plain adapter.
+    /// Experts merged per image (\[DyT\] Eq. 7); 1 is the plain adapter.
     #[serde(default = "one")]
     pub experts: usize,
 }
@@ -405,7 +405,7 @@ pub enum TransformConfig {
     },
 }
 
-/// Weights of the losses beside the task's own ([DyT] Eq. 8–10).
+/// Weights of the losses beside the task's own (\[DyT\] Eq. 8–10).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {

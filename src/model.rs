@@ -87,7 +87,7 @@ impl<H: Head> Model<H> {
         Ok((losses, features.kept))
     }
 
-    /// [DyT] §3.5: the same weights with every token active, as a second task and as the teacher.
+    /// \[DyT\] §3.5: the same weights with every token active, as a second task and as the teacher.
     fn add_complete(
         &self,
         losses: &mut Losses,

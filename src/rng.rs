@@ -28,7 +28,7 @@ pub enum Purpose {
     Init = 7,
     /// Synthetic sample sets.
     Synthetic = 8,
-    /// A random dispatcher (the ablation of [DyT] Table 7).
+    /// A random dispatcher (the ablation of \[DyT\] Table 7).
     RandomDispatch = 9,
 }
 
@@ -123,7 +123,7 @@ impl Stream {
         }
     }
 
-    /// G₁ − G₂ with G ~ Gumbel(0, 1), which is a standard logistic draw ([DyT] Eq. 4).
+    /// G₁ − G₂ with G ~ Gumbel(0, 1), which is a standard logistic draw (\[DyT\] Eq. 4).
     pub fn gumbel_difference(&mut self) -> f64 {
         let u = self.uniform().clamp(1e-12, 1.0 - 1e-12);
         u.ln() - (-u).ln_1p()

@@ -1,4 +1,4 @@
-//! One transformer block with its adapter and dispatcher ([DyT] Eq. 2 and Fig. 3).
+//! One transformer block with its adapter and dispatcher (\[DyT\] Eq. 2 and Fig. 3).
 
 use candle_core::{Result, Tensor};
 
@@ -62,7 +62,7 @@ impl Block {
         }
     }
 
-    /// Tokens `[B, N, C]` before the block → after it. The variants of [DyT] Fig. 3 differ in what `selector` cuts.
+    /// Tokens `[B, N, C]` before the block → after it. The variants of \[DyT\] Fig. 3 differ in what `selector` cuts.
     pub(super) fn forward(&self, x: &Tensor, selector: &mut Selector) -> Result<Tensor> {
         match self.variant {
             Variant::None | Variant::Mlp => self.feed(&self.attend(x, selector.pass())?, selector),

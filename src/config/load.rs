@@ -14,7 +14,7 @@ use serde_yaml::with::singleton_map_recursive;
 use super::{Config, overrides, validate};
 use crate::{Error, Result};
 
-/// The config in the file `path` with `key.path=value` `overrides` applied, checked by [`validate::check`].
+/// The config in the file `path` with `key.path=value` `overrides` applied, checked by `validate::check`.
 ///
 /// Relative paths inside it stay as they are: relative to the working directory.
 ///

@@ -1,4 +1,4 @@
-//! The dispatcher's score of a token ([DyT] Eq. 3): name `mlp_head`.
+//! The dispatcher's score of a token (\[DyT\] Eq. 3): name `mlp_head`.
 
 use candle_core::{Result, Tensor};
 

@@ -1,4 +1,4 @@
-//! Distillation from the complete model into the one that skips ([DyT] §3.5).
+//! Distillation from the complete model into the one that skips (\[DyT\] §3.5).
 
 use candle_core::{Result, Tensor};
 

@@ -1,4 +1,4 @@
-//! Gumbel-sigmoid with a straight-through gradient ([DyT] Eq. 4 and 5).
+//! Gumbel-sigmoid with a straight-through gradient (\[DyT\] Eq. 4 and 5).
 
 use candle_core::{Result, Tensor};
 
@@ -6,7 +6,7 @@ use crate::config::NoiseConfig;
 use crate::head::StepContext;
 use crate::rng::Purpose;
 
-/// Logits and noise `[B, P]` → the mask: its value is 1[z > 0] with z = logit + noise, its gradient that of σ(z / τ).
+/// Logits and noise `[B, P]` → the mask: its value is `1[z > 0]` with z = logit + noise, its gradient that of σ(z / τ).
 ///
 /// # Errors
 /// If the shapes differ.

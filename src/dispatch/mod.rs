@@ -1,4 +1,4 @@
-//! Who works: the token dispatcher of [DyT] §3.3 and what follows from its decisions.
+//! Who works: the token dispatcher of \[DyT\] §3.3 and what follows from its decisions.
 
 use candle_core::{Result, Tensor};
 use ndarray::Array2;
@@ -25,7 +25,7 @@ pub use select::{Active, Selector};
 pub enum Pass<'a> {
     /// Noisy straight-through masks, dropout and stochastic depth.
     Train(&'a StepContext<'a>),
-    /// Every token is active: the complete model of [DyT] §3.5, with dropout if the context trains.
+    /// Every token is active: the complete model of \[DyT\] §3.5, with dropout if the context trains.
     Complete(&'a StepContext<'a>),
     /// No gradients; skipped tokens are gathered away.
     Infer,

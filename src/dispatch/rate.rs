@@ -1,4 +1,4 @@
-//! The loss that holds the share of active tokens at the target ([DyT] §3.5).
+//! The loss that holds the share of active tokens at the target (\[DyT\] §3.5).
 
 use candle_core::Result;
 

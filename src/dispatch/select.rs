@@ -115,7 +115,7 @@ impl<'a> Selector<'a> {
         }
     }
 
-    /// A coin per token: the random dispatcher of [DyT] Table 7. In training it is keyed by the sample, at inference by
+    /// A coin per token: the random dispatcher of \[DyT\] Table 7. In training it is keyed by the sample, at inference by
     /// the image's content, so that an image gets the same mask alone and in any batch.
     fn toss(&self, (batch, patches): (usize, usize), x: &Tensor) -> Result<Tensor> {
         let unseeded = Rng::new(0);

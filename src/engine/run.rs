@@ -26,7 +26,7 @@ pub enum Start {
 }
 
 impl Run {
-    /// The run that a training of `config` will write to; nothing is written before [`Run::begin`].
+    /// The run that a training of `config` will write to; nothing is written before `Run::begin`.
     ///
     /// # Errors
     /// If the folder holds a run and `start` is [`Start::Fresh`], or one of another config, or files of another kind. A run

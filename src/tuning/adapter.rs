@@ -1,4 +1,4 @@
-//! The bottleneck adapter of AdaptFormer (arXiv 2205.13535) as [DyT] Eq. 1 uses it.
+//! The bottleneck adapter of AdaptFormer (arXiv 2205.13535) as \[DyT\] Eq. 1 uses it.
 
 use candle_core::{Result, Tensor};
 

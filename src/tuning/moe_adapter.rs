@@ -1,4 +1,4 @@
-//! Adapters merged per image ([DyT] Eq. 7).
+//! Adapters merged per image (\[DyT\] Eq. 7).
 
 use candle_core::{Result, Tensor};
 
@@ -69,7 +69,7 @@ impl MoeAdapter {
     }
 }
 
-/// [DyT] Eq. 7: W = Σ αᵢ Wᵢ per image, `[B, out, in]`, and the biases alike, `[B, 1, out]`.
+/// \[DyT\] Eq. 7: W = Σ αᵢ Wᵢ per image, `[B, out, in]`, and the biases alike, `[B, 1, out]`.
 fn merged((weight, bias): &(Tensor, Tensor), alpha: &Tensor) -> Result<(Tensor, Tensor)> {
     let (_, output, input) = weight.dims3()?;
     let weight = alpha.matmul(&weight.flatten_from(1)?)?.reshape(((), output, input))?;

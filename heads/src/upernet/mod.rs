@@ -1,5 +1,5 @@
 //! UPerNet (Xiao et al., *Unified Perceptual Parsing for Scene Understanding*, ECCV 2018, arXiv 1807.10221), exactly as
-//! mmsegmentation builds it, with its FCN auxiliary head, on [DyT]'s dense pyramid.
+//! mmsegmentation builds it, with its FCN auxiliary head, on \[DyT\]'s dense pyramid.
 
 mod conv_module;
 mod decode_head;
@@ -59,7 +59,7 @@ impl Default for UperNetConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PyramidConfig {
-    /// Strides ¼, ½, 1 and 2 of the patch size by transposed convolutions and pooling ([DyT]'s and BEiT's dense setting).
+    /// Strides ¼, ½, 1 and 2 of the patch size by transposed convolutions and pooling (\[DyT\]'s and BEiT's dense setting).
     Dyt,
 }
 

@@ -1,4 +1,4 @@
-//! The pyramid of [DyT]'s dense tasks (BEiT's, arXiv 2106.08254): names `fpn1.0`, `fpn1.2`, `fpn2.0`.
+//! The pyramid of \[DyT\]'s dense tasks (BEiT's, arXiv 2106.08254): names `fpn1.0`, `fpn1.2`, `fpn2.0`.
 
 use candle_core::{Result, Tensor};
 

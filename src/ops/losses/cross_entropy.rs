@@ -25,7 +25,7 @@ impl Default for CrossEntropy {
     }
 }
 
-/// Σ over positions of −weight[label] · log softmax(logits)[label], and Σ weight[label] (the number of positions that are
+/// Σ over positions of `−weight[label] · log softmax(logits)[label]`, and `Σ weight[label]` (the number of positions that are
 /// not ignored if there are no class weights): their quotient is torch's mean.
 ///
 /// `logits`: `[B, K, …]`, `labels`: u32 `[B, …]`.
@@ -42,7 +42,7 @@ pub fn cross_entropy(
     Ok((losses(logits, &labels, &weights)?.sum_all()?, total))
 }
 
-/// −weight[label] · log softmax(logits)[label] of every position, 0 where ignored: `[B, …]`.
+/// `−weight[label] · log softmax(logits)[label]` of every position, 0 where ignored: `[B, …]`.
 ///
 /// # Errors
 /// As [`cross_entropy`].
