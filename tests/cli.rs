@@ -2,9 +2,12 @@
 
 mod sandbox;
 
+use std::path::Path;
 use std::process::Command;
 
 use image::{GrayImage, Luma};
+use rescatter::config::load;
+use rescatter_heads::{Config, HeadConfig};
 use sandbox::{Sandbox, failure};
 
 const TRAIN: &str = "train segment.yaml --run run train.iterations=4";
@@ -46,6 +49,25 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
         &["in the override `train.iteration=4`: unknown key `iteration`", "is `iterations`"],
     );
     assert!(!sandbox.path("run").exists());
+}
+
+#[test]
+fn every_config_is_read_and_reads_back_identically() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut count = 0;
+    for path in entries.filter(|path| path.extension().is_some_and(|ext| ext == "yaml")) {
+        let config: Config = load::load(&path, &[]).unwrap();
+        let text = load::to_yaml(&config).unwrap();
+        assert_eq!(
+            load::parse::<HeadConfig>(&text, &path, &[]).unwrap(),
+            config,
+            "{}",
+            path.display()
+        );
+        count += 1;
+    }
+    assert!(count >= 6, "only {count} configs were found");
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
     eval(&config.eval)
 }
 
+#[allow(clippy::fn_params_excessive_bools, reason = "a condition, as in assert!")]
 fn require(holds: bool, key: &str, rule: &str) -> Check {
     if holds { Ok(()) } else { Err(format!("`{key}` {rule}")) }
 }

@@ -23,9 +23,9 @@ pub struct Moment<'a> {
 }
 
 impl<'a> Moment<'a> {
-    fn context(&self, samples: &'a [u64], update_stats: bool) -> StepContext<'a> {
+    fn context(&self, samples: &'a [u64]) -> StepContext<'a> {
         let Self { rng, step, progress, world } = *self;
-        StepContext { training: true, update_stats, rng, step, progress, samples, world }
+        StepContext { training: true, update_stats: true, rng, step, progress, samples, world }
     }
 }
 
@@ -69,7 +69,7 @@ pub fn step_gradients<H: Head>(
         kept: None,
     };
     for batch in batches {
-        let ctx = moment.context(&batch.samples, true);
+        let ctx = moment.context(&batch.samples);
         let mean_mask = totals.as_ref().and_then(|t| t.mean_mask());
         let (losses, kept) =
             model.losses_at(&on(device, batch)?, &batch.targets, &ctx, mean_mask)?;
@@ -147,7 +147,7 @@ fn count<H: Head>(
 ) -> Result<Totals> {
     let mut totals = Totals::default();
     for batch in batches {
-        let ctx = moment.context(&batch.samples, false);
+        let ctx = StepContext { update_stats: false, ..moment.context(&batch.samples) };
         let (losses, kept) =
             model.losses(&on(model.params.device(), batch)?, &batch.targets, &ctx)?;
         totals.add(&losses, &kept)?;

@@ -208,7 +208,7 @@ impl<'a, H: Head> Trainer<'a, H> {
         let spent = start.elapsed();
         self.meta.seconds += spent.as_secs_f64();
         outputs.window.add(&found, norm, [spent, waited]);
-        outputs.after_step(self.meta.step, lr, self.config.log_every)?;
+        outputs.after_step(self.meta.step, lr, &self.config)?;
         Ok(self.meta.step)
     }
 
@@ -316,10 +316,10 @@ impl Outputs {
         })
     }
 
-    fn after_step(&mut self, step: u64, lr: f64, log_every: u64) -> Result<()> {
+    fn after_step(&mut self, step: u64, lr: f64, config: &TrainConfig) -> Result<()> {
         let line = || self.window.line();
         self.progress.step(step, line);
-        if step.is_multiple_of(log_every) {
+        if step.is_multiple_of(config.log_every) || step == config.iterations {
             self.progress.line(|| format!("step {step} · {}", line()));
             self.log.write(&self.window.row(step, lr))?;
             self.events.scalars(step, self.window.scalars(lr))?;

@@ -5,8 +5,8 @@ mod data;
 mod eval;
 mod flops;
 mod predict;
+mod process;
 mod score;
-mod signals;
 mod train;
 mod trained;
 mod verify;
@@ -54,6 +54,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    process::prepare();
     let filter = tracing_subscriber::EnvFilter::try_from_env("RESCATTER_LOG")
         .unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
@@ -64,7 +65,6 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     let cli = Cli::parse();
-    signals::refuse_to_die_of_large_files();
     // Fails only if a pool exists already, and none does yet.
     let threads = cli.threads.unwrap_or(0);
     if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {

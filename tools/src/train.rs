@@ -16,7 +16,7 @@ use rescatter_heads::task::class_names;
 use rescatter_heads::{Config, TaskModel, calibration};
 use serde_json::Value;
 
-use crate::signals;
+use crate::process;
 
 /// Arguments of `rescatter train`.
 #[derive(clap::Args)]
@@ -95,7 +95,7 @@ impl Session<'_> {
             self.config.train.iterations
         );
         let mut loader = Loader::new(set, options)?;
-        let stop = signals::stop_on_ctrl_c()?;
+        let stop = process::stop_on_ctrl_c()?;
         let outcome = trainer.run(&mut loader, stop, || self.evaluate())?;
         for (sample, times) in loader.skipped() {
             tracing::warn!("left out {times} times: {sample}");
