@@ -37,7 +37,11 @@ impl Block {
             Variant::None => None,
             Variant::Mlp => Some("mlp_token_select"),
         };
-        let select = select.filter(|_| dispatch.select == Select::Learned);
+        // A random dispatcher keeps the learned one's parameters, unused, so that a learned run can be evaluated at random.
+        let scored = match dispatch.select {
+            Select::Learned => added.clone(),
+            Select::Random => added.frozen(),
+        };
         Ok(Self {
             index: index as u16,
             attn: attention_branch(dims, scope)?,
@@ -45,7 +49,7 @@ impl Block {
             tuning: BlockTuning::new(tuning, dims.dim, &added)?,
             variant: dispatch.variant,
             dispatcher: select
-                .map(|name| Dispatcher::new(dims.dim, &added.pp(name)))
+                .map(|name| Dispatcher::new(dims.dim, &scored.pp(name)))
                 .transpose()?,
             drop_path: dims.drop_path * index as f64 / (dims.depth - 1).max(1) as f64,
         })

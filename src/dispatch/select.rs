@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::gumbel::{gumbel_noise, noise_factor, straight_through};
 use super::{Dispatcher, KeptStats, LayerKept, Pass};
-use crate::config::{DispatchConfig, Inference};
+use crate::config::{DispatchConfig, Inference, Select, Variant};
 use crate::rng::{Purpose, Rng};
 
 /// The tokens that a branch works on.
@@ -45,7 +45,7 @@ impl<'a> Selector<'a> {
         self.pass
     }
 
-    /// Decides for the tokens `x` `[B, prefix + P, C]`; without a dispatcher by chance.
+    /// Decides for the tokens `x` `[B, prefix + P, C]`; by chance if the config says so.
     ///
     /// # Errors
     /// If the pass does not fit the tokens, or calibrated thresholds are wanted and missing.
@@ -54,12 +54,12 @@ impl<'a> Selector<'a> {
             return Ok(Active::All);
         }
         let (batch, tokens, _) = x.dims3()?;
-        let (mask, logit) = match dispatcher {
-            Some(dispatcher) => {
+        let (mask, logit) = match (self.cfg.select, dispatcher) {
+            (Select::Learned, Some(dispatcher)) => {
                 let logit = dispatcher.logits(x, self.prefix)?;
                 (self.decide(&logit)?, logit)
             }
-            None => {
+            (Select::Random, _) | (_, None) => {
                 let mask = self.toss((batch, tokens - self.prefix), x)?;
                 (mask.clone(), mask.zeros_like()?)
             }
@@ -140,7 +140,6 @@ impl<'a> Selector<'a> {
 
     /// Takes the keys of the random dispatcher at inference from the images `[B, 3, H, W]`; nothing otherwise.
     pub(crate) fn seed_random(&mut self, images: &Tensor) -> Result<()> {
-        use crate::config::{Select, Variant};
         if self.cfg.select == Select::Random && self.cfg.variant != Variant::None {
             let pixels = images
                 .detach()

@@ -1,8 +1,9 @@
 //! Resizing: images bilinear with half-pixel centres and no antialiasing (OpenCV's `INTER_LINEAR`), labels nearest
 //! (OpenCV's `INTER_NEAREST`: ⌊j · n / m⌋).
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
 use super::{Frame, LabelMap};
@@ -74,15 +75,17 @@ pub(super) fn bilinear(
     let failed = |e: &dyn std::fmt::Display| {
         Error::usage(format!("cannot resize an image to {width}×{height}: {e}"))
     };
-    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)
+    // Typed images: the dynamic ones instantiate every filter for every pixel type, half of this crate's code.
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
         .map_err(|e| failed(&e))?;
-    let mut target = Image::new(width as u32, height as u32, PixelType::U8x3);
+    let mut resized = RgbImage::new(width as u32, height as u32);
+    let mut target = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut resized)
+        .map_err(|e| failed(&e))?;
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Interpolation(FilterType::Bilinear))
         .crop(part[0], part[1], part[2], part[3]);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    RgbImage::from_raw(width as u32, height as u32, target.into_vec())
-        .ok_or_else(|| failed(&"wrong number of pixels"))
+    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    Ok(resized)
 }
 
 pub(super) fn nearest(label: &LabelMap, (height, width): (usize, usize)) -> LabelMap {
