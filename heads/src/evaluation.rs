@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rescatter::config::EvalConfig;
-use rescatter::data::{Dataset, LabelMap, Loader, LoaderOptions, Mode, Skipped};
+use rescatter::data::{Dataset, LabelMap, Loader, LoaderOptions, Mode, Skipped, same_classes};
 use rescatter::metrics::{ConfusionMatrix, SegmentationScores, TopK, TopKScores};
 use rescatter::model::Model;
 use rescatter::{Result, data};
@@ -87,12 +87,12 @@ impl TaskModel {
         match self {
             Self::Segmentation(model) => {
                 let set = data::segmentation_for_evaluation(&config.data.val)?;
-                same_classes(classes, set.classes())?;
+                same_classes(("the model", classes), ("`data.val`", set.classes()))?;
                 evaluate_segmentation(model, &set, &options)
             }
             Self::Classification(model) => {
                 let set = data::classification(&config.data.val)?;
-                same_classes(classes, set.classes())?;
+                same_classes(("the model", classes), ("`data.val`", set.classes()))?;
                 evaluate_classification(model, &set, &options)
             }
         }
@@ -162,22 +162,6 @@ fn loader<T: Send + 'static>(
         ..LoaderOptions::default()
     };
     Loader::new(set.clone(), options)
-}
-
-/// Classes are numbers to the model: the same names in the same order, or the scores mean nothing.
-fn same_classes(model: &[String], data: &[String]) -> Result<()> {
-    if model == data {
-        return Ok(());
-    }
-    let different = model.iter().zip(data).position(|(a, b)| a != b);
-    let what = match different {
-        Some(i) => {
-            format!("class {i} is `{}` to the model and `{}` in the data", model[i], data[i])
-        }
-        None => format!("the model knows {} classes, the data has {}", model.len(), data.len()),
-    };
-    Err(rescatter::Error::usage(format!("the classes differ: {what}"))
-        .with_hint("evaluate on data with the classes that the model was trained on"))
 }
 
 /// What is counted beside the scores.

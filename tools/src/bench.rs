@@ -1,12 +1,192 @@
 //! `rescatter bench`.
 
+mod report;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use rescatter::backbone::{Features, Pass, Vit};
+use rescatter::config::{DispatchConfig, Inference, Variant};
+use rescatter::dispatch::{KeptStats, calibrate};
+use rescatter::engine::trainer::peak_memory_bytes;
+use rescatter::head::{Head, ImageMeta};
+use rescatter::rng::{Purpose, Rng};
+use rescatter_heads::TaskModel;
+use rescatter_heads::run::Trained;
+
+use crate::trained::Checkpoint;
+use report::{Report, Side, Sides};
 
 /// Arguments of `rescatter bench`.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Folder of a run, an exported file, or a config.
+    #[arg(value_name = "RUN|CONFIG")]
+    target: PathBuf,
+    /// Changes to the config.
+    #[arg(value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
+    /// Which checkpoint of the run.
+    #[arg(long, default_value = "best")]
+    checkpoint: Checkpoint,
+    /// Height and width of the images; by default the size that the position embedding was made for.
+    #[arg(long, value_name = "HxW", value_parser = size)]
+    size: Option<(usize, usize)>,
+    /// Images per pass.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Timed passes of each kind, after one to warm up.
+    #[arg(long, default_value_t = 5)]
+    repeat: usize,
+    /// Share of the tokens that the skipping model keeps; by default the share that the config aims at.
+    #[arg(long)]
+    kept: Option<f64>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `512x512` → height and width.
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once(['x', '×']).map(|(h, w)| (h.parse::<usize>(), w.parse::<usize>()));
+    match sides {
+        Some((Ok(height), Ok(width))) if height > 0 && width > 0 => Ok((height, width)),
+        _ => Err("give height and width in pixels, e.g. 512x512".into()),
+    }
+}
 
 /// Runs `rescatter bench`.
-pub(crate) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`rescatter bench` is being written")
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    ensure!(args.batch > 0 && args.repeat > 0, "--batch and --repeat must be at least 1");
+    let trained = Trained::open(&args.target, args.checkpoint.into(), &args.overrides)?;
+    let config = &trained.config;
+    ensure!(
+        config.dispatch.variant != Variant::None,
+        "the model skips nothing: `dispatch.variant` is `none`"
+    );
+    let share = args.kept.unwrap_or(match config.dispatch.inference {
+        Inference::Threshold => config.dispatch.target_rate,
+        Inference::TopK(share) | Inference::Calibrated(share) => share,
+    });
+    if !(0.0..=1.0).contains(&share) {
+        bail!("--kept is a share between 0 and 1, got {share}");
+    }
+    let [rows, columns] = config.backbone.pos_embed_grid;
+    let patch = config.backbone.patch_size;
+    let size = args.size.unwrap_or((rows * patch, columns * patch));
+    let bench = Bench::new(&trained, share, (args.batch, size))?;
+    let sides = bench.measure(args.repeat)?;
+    let report = Report::new(&trained, (args.batch, size), sides)?;
+    report.print(args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Two backbones over the same weights, and the images that both see.
+struct Bench<'a> {
+    model: &'a TaskModel,
+    dense: Vit,
+    skipping: Vit,
+    images: Tensor,
+    meta: ImageMeta,
+}
+
+impl<'a> Bench<'a> {
+    /// The share is met exactly: thresholds are calibrated on the very images.
+    fn new(
+        trained: &'a Trained,
+        share: f64,
+        (batch, size): (usize, (usize, usize)),
+    ) -> Result<Self> {
+        let model = &trained.model;
+        let images = noise(batch, size, model.params().device())?;
+        let config = &trained.config;
+        let taps = config.head.taps(model.backbone().dims().depth);
+        let dispatch = DispatchConfig {
+            inference: Inference::Calibrated(share),
+            target_rate: share,
+            ..config.dispatch.clone()
+        };
+        let all = DispatchConfig { target_rate: 1.0, ..dispatch.clone() };
+        let scope = model.params().root().pp("backbone");
+        let vit = |dispatch| Vit::new(&config.backbone, dispatch, &config.tuning, &taps, &scope);
+        let (dense, skipping) = (vit(&all)?, vit(&dispatch)?);
+        if skipping.dispatchers() > 0 {
+            dense.set_thresholds(vec![f32::NEG_INFINITY; dense.dispatchers()]);
+            calibrate(&skipping, std::slice::from_ref(&images), share)?;
+        }
+        let meta = ImageMeta { name: String::new(), original: size, input: size, flipped: false };
+        Ok(Self { model, dense, skipping, images, meta })
+    }
+
+    /// Both kinds in turn, so that a slower minute of the machine hits both.
+    fn measure(&self, repeat: usize) -> Result<Sides> {
+        let mut sides =
+            Sides { skipping: self.first(&self.skipping)?, dense: self.first(&self.dense)? };
+        for _ in 0..repeat {
+            for (vit, side) in
+                [(&self.dense, &mut sides.dense), (&self.skipping, &mut sides.skipping)]
+            {
+                let (backbone, whole, _) = self.pass(vit)?;
+                side.backbone.push(backbone);
+                side.whole.push(whole);
+            }
+        }
+        Ok(sides)
+    }
+
+    /// The pass that warms up: not timed, but its memory and its decisions are looked at.
+    fn first(&self, vit: &Vit) -> Result<Side> {
+        forget_peak_memory();
+        let (_, _, kept) = self.pass(vit)?;
+        Ok(Side {
+            kept: kept.overall()?,
+            kept_per_layer: kept.per_layer()?,
+            peak_memory_bytes: peak_memory_bytes(),
+            ..Side::default()
+        })
+    }
+
+    /// Seconds of the backbone and of the whole model on the batch.
+    fn pass(&self, vit: &Vit) -> Result<(f64, f64, KeptStats)> {
+        let start = Instant::now();
+        let features = vit.forward(&self.images, &Pass::Infer)?;
+        self.images.device().synchronize()?;
+        let backbone = start.elapsed().as_secs_f64();
+        self.head(&features)?;
+        self.images.device().synchronize()?;
+        Ok((backbone, start.elapsed().as_secs_f64(), features.kept))
+    }
+
+    /// From features to class scores, for segmentation at the size of the input.
+    fn head(&self, features: &Features) -> Result<()> {
+        let metas = vec![self.meta.clone(); self.images.dim(0)?];
+        match self.model {
+            TaskModel::Segmentation(model) => {
+                for scores in model.head.predict(features, &metas)? {
+                    scores.at_input_size()?;
+                }
+            }
+            TaskModel::Classification(model) => {
+                model.head.predict(features, &metas)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Standard normal pixels: what normalised photographs are like on average.
+fn noise(batch: usize, (height, width): (usize, usize), device: &Device) -> Result<Tensor> {
+    let mut stream = Rng::new(0).stream(Purpose::Synthetic, 0, 0);
+    let values = (0..batch * 3 * height * width).map(|_| stream.normal() as f32).collect();
+    Ok(Tensor::from_vec(values, (batch, 3, height, width), device)?)
+}
+
+/// Lets the peak of the resident memory be that from now on. Where the system refuses, it stays that of the process.
+fn forget_peak_memory() {
+    if let Err(error) = std::fs::write("/proc/self/clear_refs", "5") {
+        tracing::debug!("the peak memory is that of the whole process: {error}");
+    }
 }

@@ -238,3 +238,120 @@ fn to_array(map: &Tensor) -> Result<Array3<f32>> {
     let values = map.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1()?;
     Array3::from_shape_vec((c, h, w), values).map_err(candle_core::Error::wrap)
 }
+
+#[cfg(test)]
+mod tests {
+    use rescatter::rng::{Purpose, Rng};
+
+    use super::*;
+    use crate::{Config, TaskModel};
+
+    /// A random linear head on a random backbone of patch 4, that skips half of the tokens.
+    fn model() -> Model<SegmentationHead> {
+        let split =
+            "{ ade20k: { images: a, labels: b, classes: [x, y, z] }, transforms: [normalize: {}] }";
+        let yaml = format!(
+            "task: segmentation\n\
+             backbone: {{ embed_dim: 16, depth: 2, num_heads: 2, patch_size: 4, pos_embed_grid: [4, 4] }}\n\
+             dispatch: {{ variant: mlp, inference: {{ top_k: 0.5 }} }}\n\
+             head: {{ linear: {{ taps: [0, 1] }} }}\n\
+             data: {{ train: {split}, val: {split} }}\n\
+             train: {{ iterations: 1, batch_size: 1 }}"
+        );
+        let config: Config =
+            rescatter::config::load::parse(&yaml, "test.yaml".as_ref(), &[]).unwrap();
+        match TaskModel::new(&config, 3, &Device::Cpu).unwrap() {
+            TaskModel::Segmentation(model) => model,
+            TaskModel::Classification(_) => unreachable!("the config segments"),
+        }
+    }
+
+    fn picture((h, w): (usize, usize)) -> (Tensor, ImageMeta) {
+        let mut stream = Rng::new(2).stream(Purpose::Synthetic, 0, 0);
+        let image = Array3::from_shape_simple_fn((3, h, w), || stream.normal() as f32);
+        let meta = ImageMeta { name: "p".into(), original: (h, w), input: (h, w), flipped: false };
+        (to_tensor(image.view()).unwrap(), meta)
+    }
+
+    fn probabilities_of(
+        model: &Model<SegmentationHead>,
+        config: &EvalConfig,
+        size: (usize, usize),
+    ) -> Array3<f32> {
+        let (image, meta) = picture(size);
+        let found = Segmenter { model, config }.segment(&image, &meta).unwrap();
+        found.probabilities(size).unwrap()
+    }
+
+    fn far(a: &Array3<f32>, b: &Array3<f32>) -> f32 {
+        assert_eq!(a.dim(), b.dim());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    fn slide(crop: usize, stride: usize) -> EvalConfig {
+        EvalConfig { mode: EvalMode::Slide { crop, stride }, ..EvalConfig::default() }
+    }
+
+    #[test]
+    fn a_window_over_the_whole_image_is_the_whole_image() {
+        let model = model();
+        let whole = probabilities_of(&model, &EvalConfig::default(), (18, 23));
+        assert_eq!(far(&whole, &probabilities_of(&model, &slide(64, 32), (18, 23))), 0.0);
+    }
+
+    #[test]
+    fn windows_meet_where_they_overlap() {
+        // 16 × 24 pixels, windows of 16 every 8: columns 0–8 see one window, 8–16 both.
+        let model = model();
+        let (image, meta) = picture((16, 24));
+        let config = slide(16, 8);
+        let found = Segmenter { model: &model, config: &config }.segment(&image, &meta).unwrap();
+        let alone = |x: usize| {
+            let part = image.narrow(3, x, 16).unwrap().contiguous().unwrap();
+            let meta = ImageMeta { original: (16, 16), input: (16, 16), ..meta.clone() };
+            let whole = EvalConfig::default();
+            let found = Segmenter { model: &model, config: &whole }.segment(&part, &meta).unwrap();
+            let Scores::Logits(logits) = found.scores else { panic!("one view gives logits") };
+            (logits, found.layers_worked.unwrap())
+        };
+        let (((left, worked_left), (right, worked_right)), worked) =
+            ((alone(0), alone(8)), found.layers_worked.unwrap());
+        let Scores::Logits(logits) = found.scores else { panic!("one view gives logits") };
+        for y in 0..16 {
+            for c in 0..3 {
+                assert!((logits[[c, y, 3]] - left[[c, y, 3]]).abs() < 1e-5);
+                assert!(
+                    (logits[[c, y, 11]] - (left[[c, y, 11]] + right[[c, y, 3]]) / 2.0).abs() < 1e-5
+                );
+                assert!((logits[[c, y, 20]] - right[[c, y, 12]]).abs() < 1e-5);
+            }
+            assert_eq!(worked[[y, 11]], (worked_left[[y, 11]] + worked_right[[y, 3]]) / 2.0);
+        }
+    }
+
+    #[test]
+    fn with_mirroring_a_mirrored_image_gives_the_mirrored_result() {
+        let model = model();
+        let config = EvalConfig { flip: true, scales: vec![0.75, 1.25], ..EvalConfig::default() };
+        let (image, meta) = picture((16, 20));
+        let segmenter = Segmenter { model: &model, config: &config };
+        let plain = segmenter.segment(&image, &meta).unwrap().probabilities((16, 20)).unwrap();
+        let turned = segmenter.segment(&mirrored(&image).unwrap(), &meta).unwrap();
+        let turned = turned.probabilities((16, 20)).unwrap().slice(s![.., .., ..;-1]).to_owned();
+        assert!(far(&plain, &turned) < 1e-5, "{}", far(&plain, &turned));
+        let sums = plain.sum_axis(ndarray::Axis(0));
+        assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-5));
+    }
+
+    #[test]
+    fn padding_is_not_looked_at() {
+        let model = model();
+        let (image, meta) = picture((12, 16));
+        let padded = image.pad_with_zeros(2, 0, 8).unwrap().pad_with_zeros(3, 0, 4).unwrap();
+        let segmenter = Segmenter { model: &model, config: &EvalConfig::default() };
+        let (a, b) =
+            (segmenter.segment(&image, &meta).unwrap(), segmenter.segment(&padded, &meta).unwrap());
+        assert_eq!(a.labels((24, 32)), b.labels((24, 32)));
+        assert_eq!(a.kept.overall(), 0.5);
+    }
+}

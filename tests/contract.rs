@@ -1,0 +1,268 @@
+//! What every head promises, one line each; and that every config that ships can be read.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Result, Tensor};
+use rescatter::backbone::{Dims, Pass};
+use rescatter::config::{OptimizerConfig, load};
+use rescatter::data::{Batch, LabelMap};
+use rescatter::engine::Optimizer;
+use rescatter::engine::step::{Moment, StepGradients, step_gradients};
+use rescatter::head::{Head, ImageMeta, World};
+use rescatter::model::Model;
+use rescatter::params::Role;
+use rescatter::rng::{Purpose, Rng};
+use rescatter::weights::checkpoint;
+use rescatter_heads::{Config, TaskModel};
+
+const CLASSES: usize = 3;
+const SIDE: usize = 32;
+
+/// A config with the given task and sections beside a tiny backbone: 4 × 4 patches, two blocks, adapters, dispatch.
+fn config(task: &str, sections: &str) -> Config {
+    let reader = match task {
+        "segmentation" => "ade20k: { images: a, labels: b, classes: [sky, road, tree] }",
+        _ => "image_folder: { root: a, classes: [sky, road, tree] }",
+    };
+    let split = format!("{{ {reader}, transforms: [normalize: {{}}] }}");
+    let yaml = format!(
+        "task: {task}\n\
+         backbone: {{ embed_dim: 32, depth: 2, num_heads: 2, patch_size: 8, layer_scale: true, pos_embed_grid: [4, 4] }}\n\
+         dispatch: {{ variant: mlp, target_rate: 0.3 }}\n\
+         tuning: {{ adapter: {{ bottleneck: 8, scale: 1.0 }} }}\n\
+         data: {{ train: {split}, val: {split} }}\n\
+         train: {{ iterations: 100, batch_size: 2 }}\n\
+         {sections}\n"
+    );
+    load::parse(&yaml, Path::new("contract.yaml"), &[]).unwrap()
+}
+
+fn segmentation(sections: &str) -> Model<rescatter_heads::SegmentationHead> {
+    match TaskModel::new(&config("segmentation", sections), CLASSES, &Device::Cpu).unwrap() {
+        TaskModel::Segmentation(model) => model,
+        TaskModel::Classification(_) => panic!("asked for segmentation"),
+    }
+}
+
+fn classification(sections: &str) -> Model<rescatter_heads::ClassifierHead> {
+    match TaskModel::new(&config("classification", sections), CLASSES, &Device::Cpu).unwrap() {
+        TaskModel::Classification(model) => model,
+        TaskModel::Segmentation(_) => panic!("asked for classification"),
+    }
+}
+
+/// Quarters of the image: two classes, a third, and one quarter that is ignored.
+fn label_maps() -> Vec<LabelMap> {
+    let quarter = |y: usize, x: usize, turn: usize| {
+        [0, 1, 2, 255][(2 * (y * 2 / SIDE) + x * 2 / SIDE + turn) % 4]
+    };
+    (0..2).map(|turn| LabelMap::from_shape_fn((SIDE, SIDE), |(y, x)| quarter(y, x, turn))).collect()
+}
+
+fn batch<T>(targets: Vec<T>) -> Batch<T> {
+    let mut stream = Rng::new(5).stream(Purpose::Synthetic, 0, 0);
+    let values: Vec<f32> = (0..2 * 3 * SIDE * SIDE).map(|_| stream.normal() as f32).collect();
+    let images = Tensor::from_vec(values, (2, 3, SIDE, SIDE), &Device::Cpu).unwrap();
+    let size = (SIDE, SIDE);
+    let meta =
+        |name: &str| ImageMeta { name: name.into(), original: size, input: size, flipped: false };
+    Batch { images, targets, metas: vec![meta("a"), meta("b")], samples: vec![0, 1] }
+}
+
+fn step<H: Head>(
+    model: &Model<H>,
+    optimizer: &Optimizer,
+    batch: &Batch<H::Target>,
+    step: u64,
+) -> StepGradients {
+    let moment = Moment { rng: &Rng::new(3), step, progress: 0.0, world: &World::SINGLE };
+    step_gradients(model, optimizer.parameters(), std::slice::from_ref(batch), &moment).unwrap()
+}
+
+/// Moves everything away from its start, since branches that start at zero have zero gradients behind them: what is trained
+/// by `seed`, what is frozen always alike.
+fn randomise<H>(model: &Model<H>, seed: u64) -> Result<()> {
+    for (i, (name, param)) in model.params.all().into_iter().enumerate() {
+        let seed = match param.role {
+            Role::Trainable => seed,
+            Role::Frozen => 0,
+            Role::Buffer => continue,
+        };
+        let mut stream = Rng::new(seed).stream(Purpose::Init, i as u64, 0);
+        let noise = (0..param.var.elem_count()).map(|_| 0.1 * stream.normal() as f32).collect();
+        let noise = Tensor::from_vec(noise, param.var.shape(), &Device::Cpu)?;
+        model.params.set(&name, &(param.var.as_detached_tensor() + noise)?)?;
+    }
+    Ok(())
+}
+
+/// All the promises: `build` makes the same model every time.
+fn keeps_its_promises<H: Head>(build: impl Fn() -> Model<H>, targets: Vec<H::Target>) {
+    let batch = batch(targets);
+    let random = |seed| {
+        let model = build();
+        randomise(&model, seed).unwrap();
+        model
+    };
+    gradients_reach_what_is_trained(&random(1), &batch);
+    a_round_trip_through_a_file_changes_nothing(&random(1), &random(2), &batch);
+    one_batch_can_be_learned_by_heart(&random(1), &batch);
+}
+
+fn gradients_reach_what_is_trained<H: Head>(model: &Model<H>, batch: &Batch<H::Target>) {
+    let optimizer = Optimizer::new(&OptimizerConfig::default(), &model.params).unwrap();
+    let found = step(model, &optimizer, batch, 0);
+    assert!(
+        found.total.is_finite() && found.terms.iter().all(|(_, value)| value.is_finite()),
+        "{:?}",
+        found.terms
+    );
+    let trained: Vec<_> =
+        model.params.with_role(Role::Trainable).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(optimizer.parameters().len(), trained.len());
+    for (parameter, gradient) in optimizer.parameters().iter().zip(&found.gradients) {
+        let size = gradient
+            .as_ref()
+            .map(|g| g.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap());
+        assert!(size.is_some_and(|size| size > 0.0), "no gradient reaches `{}`", parameter.name);
+    }
+    // Frozen weights enter the graph untracked, so that nothing is computed or kept for them.
+    let frozen = model.params.with_role(Role::Frozen);
+    assert!(!frozen.is_empty() && frozen.iter().all(|(name, _)| name.starts_with("backbone.")));
+    assert!(frozen.iter().all(|(name, _)| !trained.contains(name)));
+}
+
+fn a_round_trip_through_a_file_changes_nothing<H: Head>(
+    model: &Model<H>,
+    other: &Model<H>,
+    batch: &Batch<H::Target>,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let own = |model: &Model<H>| -> Vec<_> {
+        model.params.all().into_iter().filter(|(_, param)| param.role != Role::Frozen).collect()
+    };
+    let tensors = own(model)
+        .into_iter()
+        .map(|(name, param)| (name, param.var.as_detached_tensor()))
+        .collect();
+    checkpoint::write(&path, &tensors, &Default::default()).unwrap();
+    let (read, _) = checkpoint::read(&path).unwrap();
+    assert_ne!(
+        scores(model, batch),
+        scores(other, batch),
+        "the models were to differ before the round trip"
+    );
+    for (name, _) in own(other) {
+        other.params.set(&name, &read[&name]).unwrap();
+    }
+    assert_eq!(scores(model, batch), scores(other, batch));
+}
+
+/// The training loss of the batch to its last bit, with every token active: it depends on all that a head computes.
+fn scores<H: Head>(model: &Model<H>, batch: &Batch<H::Target>) -> Vec<f32> {
+    let rng = Rng::new(3);
+    let ctx = rescatter::head::StepContext {
+        training: false,
+        update_stats: false,
+        rng: &rng,
+        step: 0,
+        progress: 0.0,
+        samples: &batch.samples,
+        world: &World::SINGLE,
+    };
+    let features = model.backbone.forward(&batch.images, &Pass::Complete(&ctx)).unwrap();
+    let losses = model.head.losses(&features, &batch.targets, &ctx).unwrap();
+    losses
+        .terms
+        .iter()
+        .map(|term| term.sum.to_dtype(DType::F32).unwrap().to_scalar().unwrap())
+        .collect()
+}
+
+fn one_batch_can_be_learned_by_heart<H: Head>(model: &Model<H>, batch: &Batch<H::Target>) {
+    let mut optimizer = Optimizer::new(&OptimizerConfig::default(), &model.params).unwrap();
+    let task_loss = |found: &StepGradients| {
+        found.terms.iter().filter(|(name, _)| *name != "rate").map(|(_, value)| value).sum::<f64>()
+    };
+    let first = task_loss(&step(model, &optimizer, batch, 0));
+    let mut last = first;
+    for number in 0..80 {
+        let found = step(model, &optimizer, batch, number);
+        last = task_loss(&found);
+        optimizer.step(&found.gradients, 5e-3, 1.0).unwrap();
+    }
+    assert!(last < first / 3.0, "the loss of one batch fell from {first} to {last} only");
+}
+
+#[test]
+fn upernet() {
+    keeps_its_promises(
+        || {
+            segmentation(
+                "head: { upernet: { taps: [0, 0, 1, 1], channels: 16, aux: { channels: 8 }, dropout: 0.0 } }",
+            )
+        },
+        label_maps(),
+    );
+}
+
+#[test]
+fn upernet_with_every_loss() {
+    let sections = "head: { upernet: { taps: [0, 0, 1, 1], channels: 16, aux: null, loss: { cross_entropy: { class_weights: [1, 2, 0.5] }, \
+                    ohem: { min_kept: 100 }, dice: {} } } }\n\
+                    loss: { complete: 1.0, distill: 1.0 }";
+    keeps_its_promises(|| segmentation(sections), label_maps());
+}
+
+#[test]
+fn linear() {
+    keeps_its_promises(|| segmentation("head: { linear: { taps: [0, 1] } }"), label_maps());
+}
+
+#[test]
+fn classifier() {
+    keeps_its_promises(|| classification("head: { classifier: { pool: cls } }"), vec![0, 2]);
+}
+
+#[test]
+fn classifier_on_the_mean_of_the_patches() {
+    keeps_its_promises(|| classification("head: { classifier: { pool: mean } }"), vec![0, 2]);
+}
+
+#[test]
+fn a_head_of_another_task_is_refused() {
+    let Err(error) =
+        TaskModel::new(&config("segmentation", "head: { classifier: {} }"), CLASSES, &Device::Cpu)
+    else {
+        panic!("a classifier cannot segment")
+    };
+    assert_eq!(error.to_string(), "`head.classifier` is no head of the task `segmentation`");
+    assert!(error.hint().is_some());
+}
+
+/// Every `.yaml` directly in `configs/`.
+fn shipped_configs() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect()
+}
+
+#[test]
+fn every_shipped_config_is_read_and_the_small_ones_are_built() {
+    let mut built = 0;
+    for path in shipped_configs() {
+        let mut config: Config = load::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let dims = Dims::new(&config.backbone).unwrap();
+        let taps = config.head.taps(dims.depth);
+        assert!(taps.iter().all(|&tap| tap < dims.depth), "{}: taps {taps:?}", path.display());
+        if dims.dim <= 384 {
+            // The file of the pretrained weights need not be there.
+            config.backbone.weights = None;
+            TaskModel::new(&config, 11, &Device::Cpu)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            built += 1;
+        }
+    }
+    assert!(built >= 4, "only {built} configs were built");
+}

@@ -1,0 +1,203 @@
+//! What `rescatter bench` prints.
+
+use std::io::Write;
+
+use anyhow::Result;
+use rescatter::dispatch;
+use rescatter_heads::flops;
+use rescatter_heads::run::Trained;
+use serde::Serialize;
+
+/// What was measured of one kind of model.
+#[derive(Debug, Default)]
+pub(super) struct Side {
+    /// Seconds per pass.
+    pub(super) backbone: Vec<f64>,
+    /// Seconds per pass.
+    pub(super) whole: Vec<f64>,
+    pub(super) kept: f64,
+    pub(super) kept_per_layer: Vec<f64>,
+    pub(super) peak_memory_bytes: Option<u64>,
+}
+
+/// The dense model beside the skipping one.
+pub(super) struct Sides {
+    pub(super) dense: Side,
+    pub(super) skipping: Side,
+}
+
+/// Everything that is printed.
+#[derive(Serialize)]
+pub(super) struct Report {
+    /// Height and width.
+    size: (usize, usize),
+    batch: usize,
+    repeat: usize,
+    threads: usize,
+    cpu: Vec<&'static str>,
+    /// Share of the patch tokens that the skipping model works on.
+    kept: f64,
+    kept_per_layer: Vec<f64>,
+    backbone: Comparison,
+    whole: Comparison,
+}
+
+/// Dense beside skipping.
+#[derive(Serialize)]
+struct Comparison {
+    dense: Figures,
+    skipping: Figures,
+    /// Share of the time that skipping saves over the share of the multiply-adds; 1 is ideal.
+    time_saved_over_flops_saved: Option<f64>,
+}
+
+/// One line of the table.
+#[derive(Serialize)]
+struct Figures {
+    median_ms: f64,
+    min_ms: f64,
+    max_ms: f64,
+    images_per_second: f64,
+    /// Of one image.
+    gmacs_nominal: f64,
+    /// Of one image.
+    gmacs_executed: f64,
+    peak_memory_bytes: Option<u64>,
+}
+
+impl Report {
+    pub(super) fn new(
+        trained: &Trained,
+        (batch, size): (usize, (usize, usize)),
+        sides: Sides,
+    ) -> Result<Self> {
+        let Sides { dense, skipping } = sides;
+        let line = |side: &Side, whole: bool, seconds: &[f64]| -> Result<Figures> {
+            let gmacs = gmacs(trained, size, side.kept, whole)?;
+            Ok(Figures::new(batch, seconds, gmacs, side.peak_memory_bytes))
+        };
+        Ok(Self {
+            size,
+            batch,
+            repeat: dense.whole.len(),
+            threads: rayon::current_num_threads(),
+            cpu: cpu_features(),
+            backbone: Comparison::new(
+                line(&dense, false, &dense.backbone)?,
+                line(&skipping, false, &skipping.backbone)?,
+            ),
+            whole: Comparison::new(
+                line(&dense, true, &dense.whole)?,
+                line(&skipping, true, &skipping.whole)?,
+            ),
+            kept: skipping.kept,
+            kept_per_layer: skipping.kept_per_layer,
+        })
+    }
+
+    pub(super) fn print(&self, json: bool) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        if json {
+            writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
+            return Ok(());
+        }
+        let (height, width) = self.size;
+        writeln!(
+            out,
+            "{height}×{width} pixels, {} per pass, {} threads, {}; median of {} passes (fastest – slowest)\n",
+            self.batch,
+            self.threads,
+            self.cpu.join(" "),
+            self.repeat
+        )?;
+        writeln!(
+            out,
+            "{:<20} {:>26} {:>9} {:>14} {:>14} {:>10}",
+            "", "ms per pass", "images/s", "GMACs nominal", "GMACs executed", "peak MiB"
+        )?;
+        for (name, pair) in [("backbone", &self.backbone), ("whole model", &self.whole)] {
+            for (kind, figures) in [("dense", &pair.dense), ("skipping", &pair.skipping)] {
+                figures.print(&format!("{name}, {kind}"), &mut out)?;
+            }
+        }
+        writeln!(out)?;
+        for (name, pair) in [("backbone", &self.backbone), ("whole model", &self.whole)] {
+            if let Some(ratio) = pair.time_saved_over_flops_saved {
+                let saved = 100.0 * (1.0 - pair.skipping.median_ms / pair.dense.median_ms);
+                writeln!(
+                    out,
+                    "{name}: {saved:.1} % of the time saved, {ratio:.2} of what the multiply-adds promise"
+                )?;
+            }
+        }
+        let layers: Vec<_> =
+            self.kept_per_layer.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
+        writeln!(
+            out,
+            "kept: {:.1} % of the patch tokens; per layer {}",
+            100.0 * self.kept,
+            layers.join(" ")
+        )?;
+        Ok(())
+    }
+}
+
+impl Comparison {
+    fn new(dense: Figures, skipping: Figures) -> Self {
+        let time = 1.0 - skipping.median_ms / dense.median_ms;
+        let flops = 1.0 - skipping.gmacs_executed / dense.gmacs_executed;
+        Self { dense, skipping, time_saved_over_flops_saved: (flops > 0.0).then(|| time / flops) }
+    }
+}
+
+impl Figures {
+    fn new(batch: usize, seconds: &[f64], gmacs: (f64, f64), peak: Option<u64>) -> Self {
+        let mut ms: Vec<f64> = seconds.iter().map(|s| 1e3 * s).collect();
+        ms.sort_by(f64::total_cmp);
+        let median = (ms[(ms.len() - 1) / 2] + ms[ms.len() / 2]) / 2.0;
+        Self {
+            median_ms: median,
+            min_ms: ms[0],
+            max_ms: ms[ms.len() - 1],
+            images_per_second: 1e3 * batch as f64 / median,
+            gmacs_nominal: gmacs.0,
+            gmacs_executed: gmacs.1,
+            peak_memory_bytes: peak,
+        }
+    }
+
+    fn print(&self, name: &str, out: &mut impl Write) -> std::io::Result<()> {
+        let time = format!("{:.1} ({:.1} – {:.1})", self.median_ms, self.min_ms, self.max_ms);
+        let peak = self.peak_memory_bytes.map_or("-".into(), |bytes| format!("{}", bytes >> 20));
+        writeln!(
+            out,
+            "{name:<20} {time:>26} {:>9.2} {:>14.2} {:>14.2} {peak:>10}",
+            self.images_per_second, self.gmacs_nominal, self.gmacs_executed
+        )
+    }
+}
+
+/// 10⁹ multiply-adds of one image, nominal and executed.
+fn gmacs(trained: &Trained, size: (usize, usize), kept: f64, whole: bool) -> Result<(f64, f64)> {
+    let config = &trained.config;
+    let count = if whole {
+        flops::count(config, flops::Pass { size, kept, classes: trained.classes.len() })?
+    } else {
+        let dims = trained.model.backbone().dims();
+        dispatch::flops::backbone(dims, &config.dispatch, &config.tuning, size, kept)
+    };
+    Ok((count.nominal_gmacs(), count.executed_gmacs()))
+}
+
+/// The instruction sets that decide about the kernels.
+fn cpu_features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let known = [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let known = [(std::env::consts::ARCH, true)];
+    known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+}
