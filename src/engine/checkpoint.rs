@@ -220,8 +220,22 @@ pub fn save(path: &Path, params: &ParamStore, beside: Tensors, meta: &Meta) -> R
             tensors.insert(name, param.var.as_detached_tensor());
         }
     }
+    write(path, &tensors, meta)
+}
+
+/// Writes all of `params`, the frozen ones too: a file that needs no other one.
+///
+/// # Errors
+/// If the file cannot be written; an older one then stays as it was.
+pub fn export(path: &Path, params: &ParamStore, meta: &Meta) -> Result<()> {
+    let tensor = |param: Param| param.var.as_detached_tensor();
+    let tensors = params.all().into_iter().map(|(name, param)| (name, tensor(param))).collect();
+    write(path, &tensors, &Meta { backbone: None, ..meta.clone() })
+}
+
+fn write(path: &Path, tensors: &Tensors, meta: &Meta) -> Result<()> {
     let text = serde_json::to_string(meta).map_err(Error::usage)?;
-    checkpoint::write(path, &tensors, &Metadata::from([(KEY.into(), text)]))
+    checkpoint::write(path, tensors, &Metadata::from([(KEY.into(), text)]))
 }
 
 /// Prepares `model`, whose frozen weights were loaded, for inference with the checkpoint `path`: weights (averaged ones

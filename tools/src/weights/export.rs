@@ -1,0 +1,66 @@
+//! `rescatter weights export`.
+
+use std::path::{Path, PathBuf};
+
+use rescatter::Result;
+use rescatter::config::{Inference, load};
+use rescatter::engine::Run;
+use rescatter::engine::checkpoint::{Checkpoint, Meta, Thresholds, export};
+use rescatter_heads::Trained;
+use rescatter_heads::run::Which;
+
+/// Arguments of `rescatter weights export`.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The folder of a run.
+    run: PathBuf,
+    /// The safetensors file to write; `eval` and `predict` take it in place of the run.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Which checkpoint of the run.
+    #[arg(long, value_name = "WHICH", default_value = "best")]
+    checkpoint: Choice,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Choice {
+    Best,
+    Last,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let which = match args.checkpoint {
+        Choice::Best => Which::Best,
+        Choice::Last => Which::Last,
+    };
+    // Averages take the place of the weights, and thresholds that the checkpoint lacks are calibrated.
+    let trained = Trained::open(&args.run, which, &[])?;
+    let meta = deployed(&trained, known(&args.run, which)?)?;
+    export(&args.output, trained.model.params(), &meta)?;
+    let numbers: usize = trained.model.params().all().iter().map(|(_, p)| p.var.elem_count()).sum();
+    eprintln!("{}: {numbers} parameters after {} steps", args.output.display(), trained.step);
+    Ok(())
+}
+
+fn known(run: &Path, which: Which) -> Result<Meta> {
+    let run = Run::open(run)?;
+    let path = match which {
+        Which::Best => run.best_path(),
+        Which::Last => run.last_path(),
+    };
+    Ok(Checkpoint::read(&path)?.meta)
+}
+
+/// The metadata without what only this machine knows, with the thresholds that the model runs with.
+fn deployed(trained: &Trained, mut meta: Meta) -> Result<Meta> {
+    let mut config = trained.config.clone();
+    config.backbone.weights = None;
+    meta.config = load::to_yaml(&config)?;
+    if let (Inference::Calibrated(share), Some(values)) =
+        (config.dispatch.inference, trained.model.backbone().thresholds())
+        && !meta.thresholds.iter().any(|known| (known.share - share).abs() < 1e-9)
+    {
+        meta.thresholds.push(Thresholds { share, values });
+    }
+    Ok(meta)
+}
