@@ -10,6 +10,8 @@ mod pad;
 mod photometric;
 mod resize;
 mod resized_crop;
+#[cfg(test)]
+mod tests;
 
 use image::RgbImage;
 use ndarray::Array3;
