@@ -615,7 +615,9 @@ train: {{ iterations: 7, batch_size: 1 }}
         seconds: 1.0,
         config: load::to_yaml(&config).unwrap(),
     };
-    let run = Run::create(folder, &config, Start::Fresh).unwrap();
+    let run = Run::claim(folder, &config, Start::Fresh).unwrap();
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(run.config_path(), load::to_yaml(&config).unwrap()).unwrap();
     engine::save(&run.best_path(), model.params(), checkpoint::Tensors::new(), &meta).unwrap();
     (config, model)
 }
