@@ -13,6 +13,7 @@ use rescatter::{Error, Result};
 use crate::{ClassifierHead, Config, HeadConfig, Labels, SegmentationHead};
 
 /// A model with the head of its task.
+#[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
 pub enum TaskModel {
     /// A class for every pixel.
     Segmentation(Model<SegmentationHead>),

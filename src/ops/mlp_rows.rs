@@ -58,10 +58,10 @@ impl MlpBranch {
                 .collect();
             self.block(input, count, keep, y)?;
         }
-        let inactive = match mask {
-            Some(mask) => apply_mask(&mut y, mask, save.mask, channels),
-            None => Vec::new(),
-        };
+        let mut inactive = Vec::new();
+        if let Some(mask) = mask {
+            apply_mask(&mut y, mask, channels, save.mask.then_some(&mut inactive));
+        }
         Ok((y, Saved { active, hidden, inactive }))
     }
 
@@ -205,12 +205,11 @@ fn activate(row: &mut [f32], bias: &[f32], keep: Option<&mut [f32]>) {
     );
 }
 
-/// Multiplies every row by its mask; returns the rows whose mask is 0 as they were, if `save`.
-fn apply_mask(y: &mut [f32], mask: &[f32], save: bool, channels: usize) -> Vec<f32> {
-    let mut inactive = Vec::new();
+/// Multiplies every row by its mask; the rows whose mask is 0 are first kept in `inactive`.
+fn apply_mask(y: &mut [f32], mask: &[f32], channels: usize, mut inactive: Option<&mut Vec<f32>>) {
     for (row, &m) in y.chunks_exact_mut(channels).zip(mask) {
         if m == 0.0 {
-            if save {
+            if let Some(inactive) = &mut inactive {
                 inactive.extend_from_slice(row);
             }
             row.fill(0.0);
@@ -218,7 +217,6 @@ fn apply_mask(y: &mut [f32], mask: &[f32], save: bool, channels: usize) -> Vec<f
             row.iter_mut().for_each(|v| *v *= m);
         }
     }
-    inactive
 }
 
 fn scale_row(from: &[f32], scale: f32, gamma: Option<&[f32]>, to: &mut [f32]) {

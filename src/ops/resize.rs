@@ -48,18 +48,20 @@ pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
 pub(super) fn axis(n: usize, m: usize, mode: Interpolation) -> Axis {
     match mode {
         Interpolation::Nearest => Axis::new(n, m, |j| vec![(j * n / m, 1.0)]),
-        Interpolation::Bilinear { align_corners } => {
-            Axis::new(n, m, |j| linear(source(j, n, m, align_corners), n))
-        }
-        Interpolation::Bicubic { align_corners } => {
-            Axis::new(n, m, |j| cubic(source(j, n, m, align_corners), n))
-        }
+        Interpolation::Bilinear { .. } => Axis::new(n, m, |j| linear(source(j, n, m, mode), n)),
+        Interpolation::Bicubic { .. } => Axis::new(n, m, |j| cubic(source(j, n, m, mode), n)),
     }
 }
 
 /// Where sample `j` lies among the `n` pixels.
-fn source(j: usize, n: usize, m: usize, align_corners: bool) -> f64 {
-    match (align_corners, m) {
+fn source(j: usize, n: usize, m: usize, mode: Interpolation) -> f64 {
+    let aligned = match mode {
+        Interpolation::Nearest => false,
+        Interpolation::Bilinear { align_corners } | Interpolation::Bicubic { align_corners } => {
+            align_corners
+        }
+    };
+    match (aligned, m) {
         (true, 1) => 0.0,
         (true, _) => j as f64 * (n - 1) as f64 / (m - 1) as f64,
         (false, _) => (j as f64 + 0.5) * n as f64 / m as f64 - 0.5,

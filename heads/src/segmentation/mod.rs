@@ -28,6 +28,7 @@ pub struct SegmentationHead {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
 enum Kind {
     UperNet(UperNet),
     Linear(LinearHead),

@@ -105,27 +105,30 @@ pub(super) fn nearest(label: &LabelMap, (height, width): (usize, usize)) -> Labe
 mod tests {
     use super::*;
 
-    fn rule(size: Option<[usize; 2]>, keep_ratio: bool) -> Rule {
-        Rule { size, keep_ratio, min_side: None, multiple_of: None }
+    fn keeping(size: Option<[usize; 2]>) -> Rule {
+        Rule { size, keep_ratio: true, min_side: None, multiple_of: None }
     }
 
     #[test]
     fn sizes_follow_mmcv() {
         // 512 × 2048 as in the ADE20K recipe: a 480 × 640 image grows by 512 / 480.
-        assert_eq!(rule(Some([512, 2048]), true).target((480, 640), 1.0), (512, 683));
+        assert_eq!(keeping(Some([512, 2048])).target((480, 640), 1.0), (512, 683));
         // The portrait grows alike: long side against 2048, short side against 512.
-        assert_eq!(rule(Some([512, 2048]), true).target((640, 480), 1.0), (683, 512));
+        assert_eq!(keeping(Some([512, 2048])).target((640, 480), 1.0), (683, 512));
         // A panorama is limited by its long side: 2048 / 4000.
-        assert_eq!(rule(Some([512, 2048]), true).target((400, 4000), 1.0), (205, 2048));
-        assert_eq!(rule(None, true).target((100, 201), 0.5), (50, 100));
-        assert_eq!(rule(Some([90, 70]), false).target((480, 640), 2.0), (180, 140));
+        assert_eq!(keeping(Some([512, 2048])).target((400, 4000), 1.0), (205, 2048));
+        assert_eq!(keeping(None).target((100, 201), 0.5), (50, 100));
+        assert_eq!(
+            Rule { keep_ratio: false, ..keeping(Some([90, 70])) }.target((480, 640), 2.0),
+            (180, 140)
+        );
     }
 
     #[test]
     fn the_shorter_side_and_the_multiple_are_kept() {
-        let least = Rule { min_side: Some(252), ..rule(None, true) };
+        let least = Rule { min_side: Some(252), ..keeping(None) };
         assert_eq!(least.target((360, 480), 0.5), (252, 336));
-        let multiple = Rule { multiple_of: Some(14), ..rule(None, true) };
+        let multiple = Rule { multiple_of: Some(14), ..keeping(None) };
         assert_eq!(multiple.target((360, 480), 1.0), (364, 476));
     }
 

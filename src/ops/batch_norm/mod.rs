@@ -105,7 +105,7 @@ impl BatchNorm {
         }
         let y = match mode {
             NormMode::Running => self.running(x)?,
-            NormMode::Batch { update } => self.batch(x, count, update)?,
+            NormMode::Batch { .. } => self.batch(x, count, mode)?,
         };
         match activation {
             Activation::None => Ok(y),
@@ -143,11 +143,11 @@ impl BatchNorm {
         self.normalise(&x.broadcast_sub(&mean)?, &var)
     }
 
-    fn batch(&self, x: &Tensor, count: usize, update: bool) -> Result<Tensor> {
+    fn batch(&self, x: &Tensor, count: usize, mode: NormMode) -> Result<Tensor> {
         let mean = x.mean_keepdim((0, 2, 3))?;
         let centred = x.broadcast_sub(&mean)?;
         let var = centred.sqr()?.mean_keepdim((0, 2, 3))?;
-        if update {
+        if let NormMode::Batch { update: true } = mode {
             let unbiased = (var.detach() * (count as f64 / (count as f64 - 1.0)))?;
             self.follow(&mean.detach().flatten_all()?, &unbiased.flatten_all()?)?;
         }
