@@ -1,5 +1,7 @@
 //! What the binary says when something is wrong: one clear message, exit code 1, and nothing half written.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
 mod sandbox;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! What every head promises, one line each; and that every config that ships can be read.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Result, Tensor};

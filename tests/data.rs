@@ -1,5 +1,7 @@
 //! What is promised of images, labels, data sets, the loader and the data commands.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
 #[path = "data/commands.rs"]
 mod commands;
 #[path = "data/images.rs"]

@@ -1,6 +1,8 @@
 //! Different ways to the same result: masking and gathering, a row alone and in a batch, the dense model and the one that
 //! skips nothing. Differences are printed relative to the largest value.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
 use candle_core::{DType, Device, Result, Tensor};
 use rescatter::backbone::{Features, Pass, Vit};
 use rescatter::config::{

@@ -1,5 +1,7 @@
 //! Every reference file in `tests/fixtures` agrees with this implementation, through `rescatter verify` itself.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
 use std::path::Path;
 
 /// Verifies the files of the kinds whose names start with one of `prefixes`; there must be `count` of them.

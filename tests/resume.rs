@@ -1,5 +1,7 @@
 //! A run that is interrupted and resumed ends where the uninterrupted run ends, bit for bit.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
 mod sandbox;
 
 use std::process::Stdio;
