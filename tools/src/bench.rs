@@ -80,7 +80,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let bench = Bench::new(&trained, share, (args.batch, size))?;
     let sides = bench.measure(args.repeat)?;
     let report = Report::new(&trained, (args.batch, size), sides)?;
-    report.print(args.json)?;
+    if args.json {
+        report.print_json()?
+    } else {
+        report.print_table()?
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -72,8 +72,8 @@ impl Report {
         sides: Sides,
     ) -> Result<Self> {
         let Sides { dense, skipping } = sides;
-        let line = |side: &Side, whole: bool, seconds: &[f64]| -> Result<Figures> {
-            let gmacs = gmacs(trained, size, side.kept, whole)?;
+        let line = |side: &Side, part: Part, seconds: &[f64]| -> Result<Figures> {
+            let gmacs = gmacs(trained, size, side.kept, part)?;
             Ok(Figures::new(batch, seconds, gmacs, side.peak_memory_bytes))
         };
         Ok(Self {
@@ -83,24 +83,25 @@ impl Report {
             threads: rayon::current_num_threads(),
             cpu: cpu_features(),
             backbone: Comparison::new(
-                line(&dense, false, &dense.backbone)?,
-                line(&skipping, false, &skipping.backbone)?,
+                line(&dense, Part::Backbone, &dense.backbone)?,
+                line(&skipping, Part::Backbone, &skipping.backbone)?,
             ),
             whole: Comparison::new(
-                line(&dense, true, &dense.whole)?,
-                line(&skipping, true, &skipping.whole)?,
+                line(&dense, Part::Whole, &dense.whole)?,
+                line(&skipping, Part::Whole, &skipping.whole)?,
             ),
             kept: skipping.kept,
             kept_per_layer: skipping.kept_per_layer,
         })
     }
 
-    pub(super) fn print(&self, json: bool) -> Result<()> {
+    pub(super) fn print_json(&self) -> Result<()> {
+        writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(self)?)?;
+        Ok(())
+    }
+
+    pub(super) fn print_table(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        if json {
-            writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
-            return Ok(());
-        }
         let (height, width) = self.size;
         writeln!(
             out,
@@ -177,14 +178,24 @@ impl Figures {
     }
 }
 
+/// What is timed.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Backbone,
+    Whole,
+}
+
 /// 10⁹ multiply-adds of one image, nominal and executed.
-fn gmacs(trained: &Trained, size: (usize, usize), kept: f64, whole: bool) -> Result<(f64, f64)> {
+fn gmacs(trained: &Trained, size: (usize, usize), kept: f64, part: Part) -> Result<(f64, f64)> {
     let config = &trained.config;
-    let count = if whole {
-        flops::count(config, flops::Pass { size, kept, classes: trained.classes.len() })?
-    } else {
-        let dims = trained.model.backbone().dims();
-        dispatch::flops::backbone(dims, &config.dispatch, &config.tuning, size, kept)
+    let count = match part {
+        Part::Whole => {
+            flops::count(config, flops::Pass { size, kept, classes: trained.classes.len() })?
+        }
+        Part::Backbone => {
+            let dims = trained.model.backbone().dims();
+            dispatch::flops::backbone(dims, &config.dispatch, &config.tuning, size, kept)
+        }
     };
     Ok((count.nominal_gmacs(), count.executed_gmacs()))
 }

@@ -221,13 +221,13 @@ mod tests {
 
     #[test]
     fn every_shape_is_drawn_where_its_label_says() {
-        for kind in 0..SHAPES.len() {
+        for (kind, name) in SHAPES.iter().enumerate() {
             let mut stream = Rng::new(5).stream(Purpose::Synthetic, kind as u64, 0);
             let picture = portrait(64, kind, &mut stream);
             let of_shape = picture.content.iter().filter(|c| **c == Content::Shape(kind)).count();
             let edge = picture.content.iter().filter(|c| **c == Content::Edge).count();
-            assert!((150..2600).contains(&of_shape), "{}: {of_shape} pixels", SHAPES[kind]);
-            assert!(edge > 40 && edge < of_shape, "{}: {edge} pixels of outline", SHAPES[kind]);
+            assert!((150..2600).contains(&of_shape), "{name}: {of_shape} pixels");
+            assert!(edge > 40 && edge < of_shape, "{name}: {edge} pixels of outline");
         }
     }
 
