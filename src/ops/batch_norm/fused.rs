@@ -55,17 +55,23 @@ impl CustomOp3 for Fused {
         };
         let (weight, bias) = (slice(weight, weight_layout)?, slice(bias, bias_layout)?);
         let mut y = vec![0.0; map.values.len()];
-        map.for_planes(&mut y, |c, x, y| {
-            let (mean, scale, bias) =
-                (stats.mean[c], self.inverse_deviation(stats.var[c]) * weight[c], bias[c]);
-            let normalise = |x: f32| (x - mean).mul_add(scale, bias);
-            match self.activation {
-                Activation::None => y.iter_mut().zip(x).for_each(|(y, &x)| *y = normalise(x)),
-                Activation::Relu => {
-                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = normalise(x).max(0.0))
+        map.for_planes(
+            &mut y,
+            #[inline(always)]
+            |c, x, y| {
+                let (mean, bias) = (stats.mean[c], bias[c]);
+                let scale = self.inverse_deviation(stats.var[c]) * weight[c];
+                // What is below the floor becomes it: no activation is a floor at −∞.
+                let floor = match self.activation {
+                    Activation::None => f32::NEG_INFINITY,
+                    Activation::Relu => 0.0,
+                };
+                for (y, &x) in y.iter_mut().zip(x) {
+                    let value = (x - mean).mul_add(scale, bias);
+                    *y = if value < floor { floor } else { value };
                 }
-            }
-        });
+            },
+        );
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -97,18 +103,23 @@ impl CustomOp3 for Fused {
             let weight = values(weight)?;
             let mut dx = vec![0.0; xs.len()];
             let count = xs.len() as f64 / channels as f64;
-            map.for_planes_with(&upstream, &mut dx, |c, x, g, dx| {
-                let (mean, scale) = (stats.mean[c], deviation(c) * weight[c]);
-                if through_stats {
-                    let mean_grad = (sums[c].0 / count) as f32;
-                    let slope = (sums[c].1 / count) as f32 * deviation(c) * deviation(c);
-                    for ((d, &g), &x) in dx.iter_mut().zip(g).zip(x) {
-                        *d = scale * ((mean - x).mul_add(slope, g) - mean_grad);
+            map.for_planes_with(
+                &upstream,
+                &mut dx,
+                #[inline(always)]
+                |c, x, g, dx| {
+                    let (mean, scale) = (stats.mean[c], deviation(c) * weight[c]);
+                    if through_stats {
+                        let mean_grad = (sums[c].0 / count) as f32;
+                        let slope = (sums[c].1 / count) as f32 * deviation(c) * deviation(c);
+                        for ((d, &g), &x) in dx.iter_mut().zip(g).zip(x) {
+                            *d = scale * ((mean - x).mul_add(slope, g) - mean_grad);
+                        }
+                    } else {
+                        dx.iter_mut().zip(g).for_each(|(d, &g)| *d = scale * g);
                     }
-                } else {
-                    dx.iter_mut().zip(g).for_each(|(d, &g)| *d = scale * g);
-                }
-            });
+                },
+            );
             Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?)
         } else {
             None

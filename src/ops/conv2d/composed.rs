@@ -12,7 +12,16 @@ pub(super) fn composed(x: &Tensor, weight: &Tensor, geometry: &Geometry) -> Resu
     if geometry.patches() {
         return patches(x, weight, geometry);
     }
+    if !x.device().is_cpu() && geometry.even() {
+        return library(x, weight, geometry);
+    }
     columns(x, weight, geometry)
+}
+
+/// candle's own convolution; its gradients are right where both axes leave the same remainder under the stride.
+pub(super) fn library(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Tensor> {
+    let Conv2d { stride, padding, dilation, groups } = g.conv;
+    x.contiguous()?.conv2d(&weight.contiguous()?, padding, stride, dilation, groups)
 }
 
 /// A 1×1 convolution is one product per image.
@@ -37,8 +46,6 @@ fn patches(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Tensor> {
 }
 
 /// Every output's window as a column (im2col by two selections), then one product per group.
-///
-/// candle's own convolution has wrong gradients where the two axes leave different remainders under the stride.
 fn columns(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Tensor> {
     let ((oh, ow), (kh, kw), pad) = (g.size, g.kernel, g.conv.padding);
     let x = x.pad_with_zeros(2, pad, pad)?.pad_with_zeros(3, pad, pad)?;

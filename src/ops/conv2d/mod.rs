@@ -35,10 +35,15 @@ impl Conv2d {
         Self { padding: kernel / 2, ..Self::default() }
     }
 
-    /// How many outputs an axis of `size` pixels gives under a kernel of `kernel` taps; none if the kernel does not fit.
-    fn outputs(&self, size: usize, kernel: usize) -> Option<usize> {
+    /// Padded pixels of an axis beyond those under the first output.
+    fn rest(&self, size: usize, kernel: usize) -> Option<usize> {
         let covered = self.dilation * (kernel - 1) + 1;
-        (size + 2 * self.padding).checked_sub(covered).map(|rest| rest / self.stride + 1)
+        (size + 2 * self.padding).checked_sub(covered).filter(|_| size > 0)
+    }
+
+    /// How many outputs an axis of `size` pixels gives under a kernel of `kernel` taps; none if there is no pixel or the kernel does not fit.
+    fn outputs(&self, size: usize, kernel: usize) -> Option<usize> {
+        self.rest(size, kernel).map(|rest| rest / self.stride + 1)
     }
 }
 
@@ -97,6 +102,13 @@ impl Geometry {
         Shape::from((self.batch, self.outputs, self.size.0, self.size.1))
     }
 
+    /// Whether both axes leave the same remainder under the stride.
+    fn even(&self) -> bool {
+        let remainder =
+            |size, kernel| self.conv.rest(size, kernel).map(|rest| rest % self.conv.stride);
+        remainder(self.input.0, self.kernel.0) == remainder(self.input.1, self.kernel.1)
+    }
+
     fn pointwise(&self) -> bool {
         self.kernel == (1, 1)
             && self.conv.stride == 1
@@ -126,5 +138,32 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
     match bias {
         Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradcheck::{check, normal};
+
+    #[test]
+    fn the_librarys_convolution_is_right_where_it_is_used() -> Result<()> {
+        let cases = [
+            ((5, 7), Conv2d { stride: 2, padding: 1, ..Conv2d::default() }),
+            ((6, 8), Conv2d { stride: 2, padding: 1, ..Conv2d::default() }),
+            ((5, 6), Conv2d { dilation: 2, padding: 2, ..Conv2d::default() }),
+            ((5, 6), Conv2d { groups: 2, ..Conv2d::same(3) }),
+        ];
+        for ((height, width), conv) in cases {
+            let inputs =
+                [normal(&[2, 4, height, width], 1)?, normal(&[6, 4 / conv.groups, 3, 3], 2)?];
+            let geometry = Geometry::new(inputs[0].shape(), inputs[1].shape(), conv)?;
+            assert!(geometry.even(), "{conv:?}");
+            check(|t| composed::library(&t[0], &t[1], &geometry), &inputs)?;
+        }
+        let odd = Conv2d { stride: 2, padding: 1, ..Conv2d::default() };
+        let (map, weight) = (Shape::from((1, 1, 5, 6)), Shape::from((1, 1, 3, 3)));
+        assert!(!Geometry::new(&map, &weight, odd)?.even());
+        Ok(())
     }
 }

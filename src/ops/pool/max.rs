@@ -23,9 +23,7 @@ impl CustomOp1 for MaxPool {
         let planes =
             y.par_chunks_exact_mut(size.0 * size.1).zip(x.par_chunks_exact(height * width));
         planes.for_each(|(y, x)| {
-            for (i, y) in y.iter_mut().enumerate() {
-                *y = x[self.0.largest(x, (height, width), (i / size.1, i % size.1))];
-            }
+            self.0.for_largest(x, (height, width), |output, _, value| y[output] = value);
         });
         Ok((CpuStorage::F32(y), Shape::from((batch, channels, size.0, size.1))))
     }
@@ -40,30 +38,45 @@ impl CustomOp1 for MaxPool {
         let planes =
             dx.par_chunks_exact_mut(height * width).zip(xs.par_chunks_exact(height * width));
         planes.zip(grads.par_chunks_exact(size.0 * size.1)).for_each(|((dx, x), grads)| {
-            for (i, g) in grads.iter().enumerate() {
-                dx[self.0.largest(x, (height, width), (i / size.1, i % size.1))] += g;
-            }
+            self.0.for_largest(x, (height, width), |output, position, _| {
+                dx[position] += grads[output]
+            });
         });
         Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
     }
 }
 
 impl Windows {
-    /// Where in a plane the first of the largest values of an output's window lies.
-    fn largest(&self, x: &[f32], (height, width): (usize, usize), output: (usize, usize)) -> usize {
+    /// Calls `f(output, position, value)` for every output of a plane with the first of the largest values of its window.
+    fn for_largest(
+        &self,
+        x: &[f32],
+        (height, width): (usize, usize),
+        mut f: impl FnMut(usize, usize, f32),
+    ) {
         let range = |output: usize, n: usize| {
             let start = output * self.stride;
             start.saturating_sub(self.padding)..(start + self.kernel - self.padding).min(n)
         };
-        let (rows, columns) = (range(output.0, height), range(output.1, width));
-        let mut best = rows.start * width + columns.start;
-        for row in rows {
-            for index in row * width + columns.start..row * width + columns.end {
-                if x[index] > x[best] {
-                    best = index;
+        let columns = self.outputs(width);
+        for row in 0..self.outputs(height) {
+            let rows = range(row, height);
+            for column in 0..columns {
+                let window = range(column, width);
+                let mut best = rows.start * width + window.start;
+                let mut value = x[best];
+                for first in rows.clone().map(|row| row * width) {
+                    for (v, at) in x[first + window.start..first + window.end]
+                        .iter()
+                        .zip(first + window.start..)
+                    {
+                        if *v > value {
+                            (best, value) = (at, *v);
+                        }
+                    }
                 }
+                f(row * columns + column, best, value);
             }
         }
-        best
     }
 }
