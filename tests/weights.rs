@@ -1,7 +1,5 @@
 //! Every published layout loads with nothing unmatched, and a file that does not fit is refused with its cure.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -13,8 +11,7 @@ use rescatter::config::{
     AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, TuningConfig, Variant,
 };
 use rescatter::engine::checkpoint::{self as engine, BackboneFile, Meta, Thresholds};
-use rescatter::engine::run::{Run, Start};
-use rescatter::params::ParamStore;
+use rescatter::params::{Init, ParamStore};
 use rescatter::weights::names::{NameMap, to_timm};
 use rescatter::weights::{File, Format, LoadOptions, checkpoint, load_pretrained, sha256};
 use rescatter_heads::run::Which;
@@ -451,6 +448,67 @@ fn the_wrong_model_is_refused_before_anything_changes() {
     }
 }
 
+/// A head comes along whole; only its classifier may be of other classes.
+#[test]
+fn heads_of_a_segmentation_checkpoint_are_loaded_too() {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("segmentor.safetensors");
+    let plain = without_head(&File::read(&fixture("weights/vit_zip.pth")).unwrap().tensors);
+    let write = |extra: &[(&str, &[usize])]| {
+        let mut tensors: checkpoint::Tensors = plain
+            .iter()
+            .map(|(name, tensor)| (format!("backbone.{name}"), tensor.clone()))
+            .collect();
+        tensors.extend(extra.iter().map(|(name, shape)| ((*name).to_owned(), zeros(shape))));
+        checkpoint::write(&path, &tensors, &checkpoint::Metadata::new()).unwrap();
+    };
+    let model = || {
+        let store = store(&tiny(), Variant::None);
+        let head = store.root().pp("decode_head");
+        head.param("conv_seg.weight", (3, 8), Init::Const(1.0)).unwrap();
+        head.param("bottleneck.conv.weight", (8, 8), Init::Const(1.0)).unwrap();
+        store
+    };
+    let load = |store: &ParamStore| load_pretrained(&path, store, &options(&tiny()));
+
+    let known: (&str, &[usize]) = ("decode_head.bottleneck.conv.weight", &[8, 8]);
+    write(&[
+        known,
+        ("decode_head.conv_seg.weight", &[5, 8]),
+        ("auxiliary_head.conv_seg.weight", &[5, 8]),
+    ]);
+    let store = model();
+    let report = load(&store).unwrap();
+    assert_eq!(report.map, NameMap::Segmentor);
+    assert_eq!(loaded(&store, "decode_head.bottleneck.conv.weight"), [0.0; 64]);
+    assert_eq!(loaded(&store, "decode_head.conv_seg.weight"), [1.0; 24]);
+    assert_eq!(report.missing, ["decode_head.conv_seg.weight"]);
+    assert_eq!(report.ignored, ["auxiliary_head.conv_seg.weight", "decode_head.conv_seg.weight"]);
+
+    write(&[
+        ("decode_head.bottleneck.conv.weight", &[8, 4]),
+        ("decode_head.conv_seg.weight", &[3, 8]),
+    ]);
+    let error = load(&model()).unwrap_err().to_string();
+    assert!(
+        error.contains("`decode_head.bottleneck.conv.weight` is [8, 4] in the file"),
+        "{error}"
+    );
+
+    write(&[("decode_head.conv_seg.weight", &[3, 8])]);
+    let error = load(&model()).unwrap_err().to_string();
+    assert!(error.contains("lacks parameters of the model: decode_head.bottleneck"), "{error}");
+}
+
+fn without_head(tensors: &checkpoint::Tensors) -> checkpoint::Tensors {
+    tensors
+        .iter()
+        .filter(|(name, _)| !name.starts_with("head."))
+        .map(|(n, t)| (n.clone(), t.clone()))
+        .collect()
+}
+
 #[test]
 fn names_of_no_known_layout_are_an_error() {
     let folder = tempfile::tempdir().unwrap();
@@ -524,6 +582,10 @@ fn inspect_tells_format_names_and_model() {
     assert_eq!(summary["format"], "NumPy archive");
     assert_eq!(summary["names"], "Google npz");
     assert_eq!(summary["model"], "ViT of width 8, depth 2, MLP 16, patch 4, 10 positions");
+    assert_eq!(
+        summary["backbone"],
+        "embed_dim: 8, depth: 2, num_heads: …, mlp_ratio: 2, patch_size: 4, layer_scale: false, pos_embed_grid: [3, 3]"
+    );
     assert_eq!(summary["tensors"]["embedding/kernel"]["shape"], serde_json::json!([4, 4, 3, 8]));
     assert_eq!(summary["sha256"].as_str().unwrap(), sha256(&path).unwrap());
 
@@ -617,10 +679,15 @@ train: {{ iterations: 7, batch_size: 1 }}
         seconds: 1.0,
         config: load::to_yaml(&config).unwrap(),
     };
-    let run = Run::claim(folder, &config, Start::Fresh).unwrap();
-    std::fs::create_dir_all(folder).unwrap();
-    std::fs::write(run.config_path(), load::to_yaml(&config).unwrap()).unwrap();
-    engine::save(&run.best_path(), model.params(), checkpoint::Tensors::new(), &meta).unwrap();
+    std::fs::create_dir(folder).unwrap();
+    std::fs::write(folder.join("config.yaml"), &meta.config).unwrap();
+    engine::save(
+        &folder.join("best.safetensors"),
+        model.params(),
+        checkpoint::Tensors::new(),
+        &meta,
+    )
+    .unwrap();
     (config, model)
 }
 

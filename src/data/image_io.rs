@@ -71,7 +71,7 @@ fn decode_other(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     }
     let reader =
         ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    let Some(format) = reader.format() else {
+    let Some(format) = reader.format().filter(|format| format.reading_enabled()) else {
         return Err("this is no image (JPEG, PNG, BMP, WebP and TIFF are read)".into());
     };
     let describe = |e: image::ImageError| format!("damaged or unsupported {format:?} file: {e}");
@@ -93,6 +93,7 @@ struct JpegLayout {
 }
 
 /// Walks the segments up to the end-of-image marker, without which the file is truncated whatever a decoder makes of it.
+/// (A scan that ends early but was closed with that marker is left to the decoder, which does not find every such case.)
 fn jpeg_layout(bytes: &[u8]) -> std::result::Result<JpegLayout, String> {
     let mut layout = JpegLayout { components: 0, adobe: false };
     let mut at = 2;

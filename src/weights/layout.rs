@@ -58,17 +58,34 @@ impl Layout {
 
     /// The lines of a config's `backbone` section that fit the file.
     pub fn config(&self) -> String {
-        let size = match self.arch() {
-            Some(arch) => format!("arch: {arch}"),
-            None => format!("embed_dim: {}, depth: {}, num_heads: …", self.width, self.depth),
+        let mut lines = match self.arch() {
+            Some(arch) => vec![format!("arch: {arch}")],
+            None => vec![format!("embed_dim: {}, depth: {}, num_heads: …", self.width, self.depth)],
         };
-        let registers = if self.registers > 0 {
-            format!(", reg_tokens: {}", self.registers)
-        } else {
-            String::new()
-        };
-        format!("{size}, patch_size: {}, layer_scale: {}{registers}", self.patch, self.layer_scale)
+        if self.hidden != 4 * self.width {
+            lines.push(format!("mlp_ratio: {}", self.hidden as f64 / self.width as f64));
+        }
+        lines.push(format!("patch_size: {}, layer_scale: {}", self.patch, self.layer_scale));
+        if self.registers > 0 {
+            lines.push(format!("reg_tokens: {}", self.registers));
+        }
+        if let Some((prefix, side)) = square_grid(self.positions, self.registers) {
+            if prefix == 0 {
+                lines.push("no_embed_class: true".into());
+            }
+            lines.push(format!("pos_embed_grid: [{side}, {side}]"));
+        }
+        lines.join(", ")
     }
+}
+
+/// How many of a position embedding's `rows` belong to prefix tokens if the others are a square, and its side.
+pub(super) fn square_grid(rows: usize, registers: usize) -> Option<(usize, usize)> {
+    [1 + registers, 1, 0].into_iter().find_map(|prefix| {
+        let patches = rows.checked_sub(prefix).filter(|&patches| patches > 0)?;
+        let side = patches.isqrt();
+        (side * side == patches).then_some((prefix, side))
+    })
 }
 
 impl Display for Layout {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 
 use super::checkpoint::Tensors;
-use super::layout::Layout;
+use super::layout::{Layout, square_grid};
 use super::names::{NameMap, to_timm};
 use super::{File, Format, sha256};
 use crate::backbone::resize_pos_embed;
@@ -19,8 +19,10 @@ use crate::{Error, Result};
 const ADDED: [&str; 6] =
     ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2."];
 
-/// Layers with one row per class: with another number of classes they start anew.
-const CLASSIFIERS: [&str; 2] = ["head.", "conv_seg."];
+/// Whether `name` is that of a layer with one row per class: with other classes it starts anew.
+fn is_classifier(name: &str) -> bool {
+    name.starts_with("head.") || name.contains(".conv_seg.")
+}
 
 /// Where a checkpoint goes.
 #[derive(Debug, Clone, Copy)]
@@ -185,15 +187,11 @@ impl Loading<'_> {
 
     /// A classifier of other classes, or of a task that the model does not do, is no part of it.
     fn leave_other_classifiers(&mut self) {
-        let classifier = |name: &str| {
-            self.options.below(name).is_none_or(|rest| rest.starts_with("head."))
-                && CLASSIFIERS.iter().any(|part| name.contains(part))
-        };
         let others: Vec<String> = self
             .tensors
             .iter()
             .filter(|(name, tensor)| {
-                classifier(name) && self.shape(name).as_deref() != Some(tensor.dims())
+                is_classifier(name) && self.shape(name).as_deref() != Some(tensor.dims())
             })
             .map(|(name, _)| name.clone())
             .collect();
@@ -241,7 +239,7 @@ impl Loading<'_> {
         let Some(rest) = self.options.below(name) else {
             // A head is in the file as a whole or not at all, but for layers of other classes.
             let part = name.split('.').next().unwrap_or_default();
-            return !parts.contains(part) || CLASSIFIERS.iter().any(|part| name.contains(part));
+            return is_classifier(name) || !parts.contains(part);
         };
         if let Some(kind) = ADDED.iter().find(|kind| rest.contains(**kind)) {
             return !self.tensors.keys().any(|name| name.contains(kind));
@@ -362,16 +360,9 @@ fn source_grid(
     registers: usize,
     model: (usize, usize),
 ) -> Option<(usize, (usize, usize))> {
-    let prefixes = [1 + registers, 1, 0];
-    let patches = |prefix: usize| rows.checked_sub(prefix).filter(|&patches| patches > 0);
-    let same = prefixes.into_iter().find(|&prefix| patches(prefix) == Some(model.0 * model.1));
-    same.map(|prefix| (prefix, model)).or_else(|| {
-        prefixes.into_iter().find_map(|prefix| {
-            let patches = patches(prefix)?;
-            let side = patches.isqrt();
-            (side * side == patches).then_some((prefix, (side, side)))
-        })
-    })
+    let same = [1 + registers, 1, 0].into_iter().find(|&prefix| rows == prefix + model.0 * model.1);
+    let square = || square_grid(rows, registers).map(|(prefix, side)| (prefix, (side, side)));
+    same.map(|prefix| (prefix, model)).or_else(square)
 }
 
 /// The first three names and how many there are.

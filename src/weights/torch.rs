@@ -40,13 +40,14 @@ pub(super) fn read_zip(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<Conten
     }
     let program = entry(archive, &format!("{root}data.pkl"))?;
     let (values, object, _) = pickle::read(&program)?;
-    let mut storages: HashMap<String, Vec<u8>> = HashMap::new();
+    // Only the last storage is kept: a file's tensors have one each, or are views of a common one, and keeping all would
+    // hold the file in memory twice.
+    let mut last = (String::new(), Vec::new());
     contents(&values, object, |storage, select| {
-        if !storages.contains_key(&storage.key) {
-            let bytes = entry(archive, &format!("{root}data/{}", storage.key))?;
-            storages.insert(storage.key.clone(), bytes);
+        if last.0 != storage.key {
+            last = (storage.key.clone(), entry(archive, &format!("{root}data/{}", storage.key))?);
         }
-        select(&storages[&storage.key])
+        select(&last.1)
     })
 }
 

@@ -139,7 +139,7 @@ fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 fn make(kind: &str, folder: &Path, seed: &str) -> assert_cmd::assert::Assert {
     rescatter()
-        .args(["data", "make", kind, "--output", text(folder), "--count", "15", "--seed", seed])
+        .args(["data", "make", kind, "--output", text(folder), "--count", "30", "--seed", seed])
         .assert()
 }
 
@@ -210,7 +210,7 @@ fn a_made_set_is_sound_and_holds_every_class() {
         let train = &report["splits"][0];
         assert_eq!(
             (&report["ok"], &train["images"]),
-            (&Value::Bool(true), &Value::from(12)),
+            (&Value::Bool(true), &Value::from(24)),
             "{kind}"
         );
         let counts: Vec<u64> = train["classes"]

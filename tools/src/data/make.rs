@@ -77,7 +77,10 @@ fn classification(args: &Args) -> anyhow::Result<()> {
     }
     (0..args.count).into_par_iter().try_for_each(|number| {
         let mut stream = Rng::new(args.seed).stream(Purpose::Synthetic, number as u64, 0);
-        let kind = stream.below(SHAPES.len());
+        // The classes take turns within a split, so that a small set has them all.
+        let before = number / VALIDATION_STEP;
+        let turn = if is_validation(number) { before } else { number - before };
+        let kind = turn % SHAPES.len();
         let picture = shapes::portrait(PORTRAIT_PX, kind, &mut stream);
         let split = if is_validation(number) { "val" } else { "train" };
         write_jpeg(
