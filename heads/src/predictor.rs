@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use ndarray::{Array2, Array3};
 use rescatter::backbone::Pass;
-use rescatter::config::EvalConfig;
+use rescatter::config::{EvalConfig, Variant};
 use rescatter::data::LabelMap;
 use rescatter::data::transforms::{Frame, Labels, Pipeline};
 use rescatter::head::ImageMeta;
@@ -120,9 +120,12 @@ impl Predictor {
         &self.classes
     }
 
-    /// The most layers that can work on a patch: the number of dispatchers.
-    pub fn dispatchers(&self) -> usize {
-        self.model.backbone.dispatchers()
+    /// How many layers dispatch tokens, and so the largest value of a token map.
+    pub fn dispatching_layers(&self) -> usize {
+        match self.model.backbone.dispatch().variant {
+            Variant::None => 0,
+            Variant::Mlp => self.model.backbone.dims().depth,
+        }
     }
 
     /// Segments one image.

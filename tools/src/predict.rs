@@ -107,7 +107,7 @@ impl<'a> Writer<'a> {
         let palette = draw::palette(predictor.classes().len());
         let mut parts = vec![draw::legend(predictor.classes(), &palette, LEGEND_ROWS)];
         let writer = Self { args, predictor, palette };
-        if predictor.dispatchers() > 0 {
+        if predictor.dispatching_layers() > 0 {
             parts.push(draw::heat_legend(writer.range(), "layers that worked on a patch"));
         }
         save(&args.output.join("legend.png"), &draw::stack(&parts))?;
@@ -115,7 +115,7 @@ impl<'a> Writer<'a> {
     }
 
     fn range(&self) -> (f32, f32) {
-        (0.0, self.predictor.dispatchers() as f32)
+        (0.0, self.predictor.dispatching_layers() as f32)
     }
 
     fn one(&self, name: &Path, path: &Path) -> Result<()> {

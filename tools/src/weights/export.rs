@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Choice::Last => Which::Last,
     };
     // Averages take the place of the weights, and thresholds that the checkpoint lacks are calibrated.
-    let trained = Trained::open(&args.run, which, &[])?;
+    let trained = Trained::open(&args.run, which, &[])?.calibrated()?;
     let meta = deployed(&trained, known(&args.run, which)?)?;
     export(&args.output, trained.model.params(), &meta)?;
     let numbers: usize = trained.model.params().all().iter().map(|(_, p)| p.var.elem_count()).sum();
