@@ -17,11 +17,13 @@ fn random(shape: &[usize]) -> Result<Tensor> {
     ops::gradcheck::normal(shape, 1)?.to_dtype(DType::F32)
 }
 
+type Operation<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + 'a>;
+
 /// An operation on tracked inputs, and how much work its forward pass is.
 struct Case<'a> {
     inputs: Vec<Var>,
     work: usize,
-    run: Box<dyn Fn(&[Var]) -> Result<Tensor> + 'a>,
+    run: Operation<'a>,
 }
 
 impl<'a> Case<'a> {

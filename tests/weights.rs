@@ -1,5 +1,7 @@
 //! Every published layout loads with nothing unmatched, and a file that does not fit is refused with its cure.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
