@@ -133,13 +133,9 @@ impl<'a> Head<'a> {
 
     /// Writes the keys or values, one column per key, times `scale`: `[D, keys]`.
     fn pack_columns(&self, part: usize, scale: f32, to: &mut [f32]) {
-        // Sixteen keys at a time, so that each column is written in whole cache lines.
-        for (block, keys) in self.keys.chunks(16).enumerate() {
-            for d in 0..self.dims.width {
-                let to = &mut to[d * self.keys.len() + 16 * block..][..keys.len()];
-                to.iter_mut()
-                    .zip(keys)
-                    .for_each(|(to, &key)| *to = self.token(part, key)[d] * scale);
+        for (j, &key) in self.keys.iter().enumerate() {
+            for (d, &v) in self.token(part, key).iter().enumerate() {
+                to[d * self.keys.len() + j] = v * scale;
             }
         }
     }
