@@ -11,8 +11,8 @@ step() { printf '\n== %s\n' "$*"; }
 
 rm -rf "$demo"
 step "making a classification set and an ADE20K-style segmentation set"
-"$rescatter" data make shapes --output $demo/shapes --count 1200 --seed 1
-"$rescatter" data make ade20k --output $demo/ade --count 500 --seed 2
+"$rescatter" data make shapes --output $demo/shapes --count 8000 --seed 1
+"$rescatter" data make ade20k --output $demo/ade --count 1000 --seed 2
 
 step "pretraining a tiny ViT as a classifier"
 "$rescatter" train configs/demo_pretrain.yaml --run $demo/pretrain
