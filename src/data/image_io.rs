@@ -15,7 +15,8 @@ use crate::{Error, Result};
 /// Reads a JPEG, PNG, BMP, WebP or TIFF file (recognised by its content) as upright 8-bit RGB.
 ///
 /// Grey becomes RGB, 16 bits are scaled to 8, an alpha channel is dropped, a palette and CMYK are converted, and the
-/// EXIF orientation is applied.
+/// EXIF orientation is applied. A JPEG whose data was cut but which was given a proper end marker again may pass: the
+/// decoder fills such a picture up without a word.
 ///
 /// # Errors
 /// If the file cannot be read, is no image, or is truncated or damaged.
