@@ -60,7 +60,7 @@ impl PixelClassifier {
         scope: &Scope,
     ) -> Result<Self> {
         let scope = scope.pp("conv_seg");
-        let weight = scope.param("weight", (classes, input, 1, 1), Init::Normal(0.01))?;
+        let weight = scope.param("weight", (classes, input, 1, 1), Init::KaimingUniform)?;
         Ok(Self { dropout, weight, bias: scope.param("bias", classes, Init::Const(0.0))? })
     }
 

@@ -1,4 +1,7 @@
 //! mmcv's `ConvModule`: convolution without bias, batch norm, ReLU.
+//!
+//! Initial weights are torch's default, three to six times smaller than mmcv's (Kaiming-normal, fan out). After batch norm
+//! only step over weight matters, so a head from mmcv's learns that much slower at the same rate (LOG.md, 2026-11-22).
 
 use candle_core::{Result, Tensor};
 use rescatter::head::StepContext;
@@ -22,7 +25,7 @@ impl ConvModule {
         let weight = scope.pp("conv").param(
             "weight",
             (output, input, kernel, kernel),
-            Init::KaimingNormalFanOut,
+            Init::KaimingUniform,
         )?;
         Ok(Self { weight, bn: BatchNorm::new(output, &scope.pp("bn"))?, padding: kernel / 2 })
     }
