@@ -115,23 +115,27 @@ impl SegmentationLoss {
         })
     }
 
-    /// The terms of one head: `logits` `[B, K, H, W]` and `labels` (u32) `[B, H, W]`.
+    /// The terms of one head: `logits` `[B, K, h, w]` of any size, and `labels` (u32) `[B, H, W]` of the same extent, at whose
+    /// resolution the loss is taken.
     ///
     /// # Errors
-    /// If the sizes differ or a label is outside the classes.
+    /// If the batches differ or a label is outside the classes.
     pub fn terms(&self, branch: Branch, logits: &Tensor, labels: &Tensor) -> Result<Vec<Term>> {
         let name = |decode, auxiliary| match branch {
             Branch::Decode => decode,
             Branch::Auxiliary => auxiliary,
         };
+        let (_, height, width) = labels.dims3()?;
+        let resized = || ops::resize_bilinear(logits, (height, width));
         let mut terms = Vec::new();
         if let Some(ce) = &self.config.cross_entropy {
-            let (sum, count) = ops::cross_entropy(logits, labels, &self.options)?;
+            let (sum, count) = ops::cross_entropy_resized(logits, labels, &self.options)?;
             terms.push(Term { name: name("decode.ce", "aux.ce"), weight: ce.weight, sum, count });
         }
         if let Some(ohem) = &self.config.ohem {
             let hard = Ohem { thresh: ohem.threshold, min_kept: ohem.min_kept };
-            let (sum, count) = ops::ohem_cross_entropy(logits, labels, &self.unweighted, hard)?;
+            let (sum, count) =
+                ops::ohem_cross_entropy(&resized()?, labels, &self.unweighted, hard)?;
             terms.push(Term {
                 name: name("decode.ohem", "aux.ohem"),
                 weight: ohem.weight,
@@ -141,7 +145,7 @@ impl SegmentationLoss {
         }
         if let Some(dice) = &self.config.dice {
             let options = Dice { ignore_index: self.options.ignore_index, ..Dice::default() };
-            let (sum, count) = ops::dice(logits, labels, &options)?;
+            let (sum, count) = ops::dice(&resized()?, labels, &options)?;
             terms.push(Term {
                 name: name("decode.dice", "aux.dice"),
                 weight: dice.weight,
@@ -153,17 +157,27 @@ impl SegmentationLoss {
     }
 }
 
-/// `[B, H, W]` of u32 from one label map per image.
+/// `[B, H, W]` of u32 from one label map per image, with `ignore_index` at the bottom and the right where a map is smaller
+/// than `extent` = (H, W).
 ///
 /// # Errors
-/// If there is none or the sizes differ.
-pub fn label_tensor(labels: &[LabelMap], device: &Device) -> Result<Tensor> {
-    let Some(first) = labels.first() else { bail!("a batch without labels") };
-    let (h, w) = first.dim();
-    if let Some(other) = labels.iter().find(|map| map.dim() != (h, w)) {
-        bail!("labels of one batch have sizes {h}×{w} and {:?}", other.dim());
+/// If there is no map or one is larger than `extent`.
+pub fn label_tensor(
+    labels: &[LabelMap],
+    extent: (usize, usize),
+    ignore_index: u32,
+    device: &Device,
+) -> Result<Tensor> {
+    let (height, width) = extent;
+    let mut values = vec![ignore_index; labels.len() * height * width];
+    for (values, map) in values.chunks_exact_mut(height * width).zip(labels) {
+        let (h, w) = map.dim();
+        if h > height || w > width {
+            bail!("labels of {h}×{w} pixels under scores that cover {extent:?}");
+        }
+        for (values, row) in values.chunks_exact_mut(width).zip(map.rows()) {
+            values.iter_mut().zip(row).for_each(|(value, &label)| *value = u32::from(label));
+        }
     }
-    let values: Vec<u32> =
-        labels.iter().flat_map(|map| map.iter().map(|&label| u32::from(label))).collect();
-    Tensor::from_vec(values, (labels.len(), h, w), device)
+    Tensor::from_vec(values, (labels.len(), height, width), device)
 }

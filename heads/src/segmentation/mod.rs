@@ -126,14 +126,11 @@ impl Head for SegmentationHead {
         ctx: &StepContext,
     ) -> Result<Losses> {
         let (logits, auxiliary) = self.trained.forward(features, Some(ctx))?;
-        let labels = label_tensor(targets, logits.device())?;
-        let (_, h, w) = labels.dims3()?;
         let extent = extent(features);
-        let mut terms =
-            self.loss.terms(Branch::Decode, &at_size(&logits, extent, (h, w))?, &labels)?;
+        let labels = label_tensor(targets, extent, self.labels.ignore_index, logits.device())?;
+        let mut terms = self.loss.terms(Branch::Decode, &logits, &labels)?;
         if let Some(auxiliary) = auxiliary {
-            let scores = at_size(&auxiliary, extent, (h, w))?;
-            for mut term in self.loss.terms(Branch::Auxiliary, &scores, &labels)? {
+            for mut term in self.loss.terms(Branch::Auxiliary, &auxiliary, &labels)? {
                 term.weight *= self.aux_weight;
                 terms.push(term);
             }
