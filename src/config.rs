@@ -124,6 +124,8 @@ pub struct DispatchConfig {
     pub variant: Variant,
     /// r, the share of tokens that should be active.
     pub target_rate: f64,
+    /// How r falls to `target_rate` during training; `null` holds it from the start, as published.
+    pub rate_schedule: Option<RateSchedule>,
     /// τ of the Gumbel-sigmoid.
     pub tau: f64,
     /// Which tokens are active without noise.
@@ -139,12 +141,40 @@ impl Default for DispatchConfig {
         Self {
             variant: Variant::None,
             target_rate: 0.5,
+            rate_schedule: None,
             tau: 5.0,
             inference: Inference::Threshold,
             noise: None,
             select: Select::Learned,
         }
     }
+}
+
+impl DispatchConfig {
+    /// The share of tokens that untrained dispatchers keep.
+    pub fn initial_rate(&self) -> f64 {
+        self.rate_schedule.map_or(0.5, |schedule| schedule.from)
+    }
+
+    /// r after the share `progress` of the training.
+    pub fn rate_at(&self, progress: f64) -> f64 {
+        match self.rate_schedule {
+            Some(RateSchedule { from, until }) if progress < until => {
+                from + (self.target_rate - from) * progress / until
+            }
+            _ => self.target_rate,
+        }
+    }
+}
+
+/// A budget that tightens, so that the model learns its task before it learns what it can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateSchedule {
+    /// r at the start, in (0, 1); the dispatchers' biases start at logit(r), so that chance alone meets it.
+    pub from: f64,
+    /// Share of the training after which `target_rate` is reached (linear from `from`).
+    pub until: f64,
 }
 
 /// What inactive tokens skip (\[DyT\] Fig. 3).

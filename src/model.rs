@@ -76,7 +76,7 @@ impl<H: Head> Model<H> {
         if self.loss.rate > 0.0 && self.backbone.dispatchers() > 0 {
             losses.terms.extend(rate_term(
                 &features.kept,
-                dispatch.target_rate,
+                dispatch.rate_at(ctx.progress),
                 self.loss.rate,
                 mean_mask,
             )?);

@@ -49,7 +49,7 @@ impl Block {
             tuning: BlockTuning::new(tuning, dims.dim, &added)?,
             variant: dispatch.variant,
             dispatcher: select
-                .map(|name| Dispatcher::new(dims.dim, &scored.pp(name)))
+                .map(|name| Dispatcher::new(dims.dim, dispatch.initial_rate(), &scored.pp(name)))
                 .transpose()?,
             drop_path: dims.drop_path * index as f64 / (dims.depth - 1).max(1) as f64,
         })

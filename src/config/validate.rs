@@ -104,6 +104,13 @@ fn dispatch(config: &DispatchConfig) -> Check {
         Inference::Threshold => {}
         Inference::TopK(q) | Inference::Calibrated(q) => share(q, "dispatch.inference")?,
     }
+    if let Some(schedule) = config.rate_schedule {
+        share(schedule.from, "dispatch.rate_schedule.from")?;
+        positive(schedule.from, "dispatch.rate_schedule.from")?;
+        require(schedule.from < 1.0, "dispatch.rate_schedule.from", "must be less than 1")?;
+        share(schedule.until, "dispatch.rate_schedule.until")?;
+        positive(schedule.until, "dispatch.rate_schedule.until")?;
+    }
     if let Some(noise) = config.noise {
         share(noise.anneal_to, "dispatch.noise.anneal_to")?;
         share(noise.until, "dispatch.noise.until")?;

@@ -13,14 +13,16 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// `mlp_head` below `scope` (`blocks.i.mlp_token_select`).
+    /// `mlp_head` below `scope` (`blocks.i.mlp_token_select`), whose bias starts so that the share `rate` of the tokens is
+    /// active under the noise of training: logit(rate).
     ///
     /// # Errors
     /// If the parameters exist with other shapes.
-    pub fn new(dim: usize, scope: &Scope) -> Result<Self> {
+    pub fn new(dim: usize, rate: f64, scope: &Scope) -> Result<Self> {
         let scope = scope.pp("mlp_head");
         let weight = scope.param("weight", (1, dim), Init::TruncatedNormal(0.02))?;
-        Ok(Self { weight, bias: scope.param("bias", 1, Init::Const(0.0))? })
+        let bias = (rate / (1.0 - rate)).ln();
+        Ok(Self { weight, bias: scope.param("bias", 1, Init::Const(bias))? })
     }
 
     pub(crate) fn detached(&self) -> Self {

@@ -36,9 +36,22 @@ pub fn rate_term(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DispatchConfig, RateSchedule};
     use crate::dispatch::LayerKept;
     use crate::head::Losses;
     use candle_core::{Device, Tensor, Var};
+
+    #[test]
+    fn a_scheduled_rate_falls_linearly_from_what_untrained_dispatchers_keep() {
+        let fixed = DispatchConfig { target_rate: 0.7, ..DispatchConfig::default() };
+        assert_eq!((fixed.initial_rate(), fixed.rate_at(0.0), fixed.rate_at(1.0)), (0.5, 0.7, 0.7));
+        let rate_schedule = Some(RateSchedule { from: 0.9, until: 0.4 });
+        let tightening = DispatchConfig { target_rate: 0.5, rate_schedule, ..fixed };
+        assert_eq!(tightening.initial_rate(), 0.9);
+        for (progress, rate) in [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7), (0.4, 0.5), (1.0, 0.5)] {
+            assert!((tightening.rate_at(progress) - rate).abs() < 1e-12, "r at {progress}");
+        }
+    }
 
     fn kept(mask: &Tensor) -> KeptStats {
         KeptStats { layers: vec![LayerKept { mask: mask.clone(), logit: mask.clone() }] }
