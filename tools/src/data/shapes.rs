@@ -1,7 +1,7 @@
 //! Synthetic pictures: coloured, patterned shapes on textured backgrounds.
 //!
-//! Each class prefers a hue and a pattern, but neither gives it away: half of the shapes have any hue, a fifth any pattern,
-//! and the backgrounds carry the same patterns more faintly.
+//! Each class has its own pattern and prefers a hue, but one shape in fourteen has any hue, and the backgrounds carry the same
+//! patterns more faintly.
 
 use std::f64::consts::TAU;
 
@@ -56,7 +56,7 @@ pub(super) fn scene(side: usize, count: usize, stream: &mut Stream) -> Picture {
     let mut shapes: Vec<Shape> = Vec::new();
     for _ in 0..count {
         let kind = stream.below(SHAPES.len());
-        let radius = side as f64 * stream.range(0.14, 0.24);
+        let radius = side as f64 * stream.range(0.16, 0.26);
         // A place that is mostly free; crowded pictures get fewer shapes.
         for _ in 0..20 {
             let center = [0, 1].map(|_| stream.range(radius * 0.8, side as f64 - radius * 0.8));
@@ -159,10 +159,9 @@ fn star(p: [f64; 2], outer: f64) -> f64 {
 impl Surface {
     fn of_class(kind: usize, stream: &mut Stream) -> Self {
         let own_hue = kind as f64 / SHAPES.len() as f64 + stream.range(-0.06, 0.06);
-        let hue = if stream.chance(0.5) { own_hue } else { stream.uniform() };
-        let pattern = if stream.chance(0.8) { kind } else { stream.below(SHAPES.len()) };
+        let hue = if stream.chance(0.92) { own_hue } else { stream.uniform() };
         let colour = rgb(hue, stream.range(0.55, 0.9), stream.range(150.0, 235.0));
-        Self::new(colour, pattern, stream.range(0.25, 0.55), stream)
+        Self::new(colour, kind, stream.range(0.25, 0.55), stream)
     }
 
     fn background(stream: &mut Stream) -> Self {
