@@ -11,13 +11,14 @@ use super::layout::{Layout, square_grid};
 use super::names::{NameMap, to_timm};
 use super::{File, Format, sha256};
 use crate::backbone::resize_pos_embed;
+use crate::ops::resize_relative_position;
 use crate::params::ParamStore;
 use crate::{Error, Result};
 
 /// Parts of names that the method adds to a pretrained backbone. They may be missing in a file that holds none of the
 /// kind, and a file may hold them although the model does not.
-const ADDED: [&str; 6] =
-    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2."];
+const ADDED: [&str; 7] =
+    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2.", "simfp_"];
 
 /// Whether `name` is that of a layer with one row per class: with other classes it starts anew.
 fn is_classifier(name: &str) -> bool {
@@ -133,7 +134,9 @@ pub fn load_pretrained(
         ignored: renamed.ignored,
     };
     loading.leave_other_classifiers();
-    let resized = loading.fit_positions()?;
+    let mut resized = loading.fit_positions()?;
+    resized.extend(loading.fit_relative_positions()?);
+    loading.leave_prefix_tokens();
     loading.check_shapes()?;
     let missing = loading.missing()?;
     let unexpected = loading.unexpected()?;
@@ -161,6 +164,10 @@ pub fn load_pretrained(
 
 /// The model's name of a renamed tensor.
 fn placed(name: String, map: NameMap, options: &LoadOptions) -> String {
+    if map == NameMap::Detectron2 {
+        // Its names say where they belong.
+        return name.strip_prefix("backbone.").map_or(name.clone(), |rest| options.full(rest));
+    }
     if map == NameMap::Segmentor || name.starts_with("head.") {
         return name;
     }
@@ -199,6 +206,40 @@ impl Loading<'_> {
             self.tensors.remove(&name);
             self.ignored.push(name);
         }
+    }
+
+    /// A model without class token has no prefix at all, as ViTDet: the file's class and register tokens are left out.
+    fn leave_prefix_tokens(&mut self) {
+        if self.shape(&self.options.full("cls_token")).is_some() {
+            return;
+        }
+        for token in ["cls_token", "reg_token"] {
+            let name = self.options.full(token);
+            if self.tensors.remove(&name).is_some() {
+                self.ignored.push(name);
+            }
+        }
+    }
+
+    /// Tables of relative positions for other windows or images are interpolated.
+    fn fit_relative_positions(&mut self) -> Result<Vec<String>> {
+        let mut notes = vec![];
+        for (name, tensor) in &mut self.tensors {
+            if !name.ends_with(".attn.rel_pos_h") && !name.ends_with(".attn.rel_pos_w") {
+                continue;
+            }
+            let wanted = self.store.get(name).map(|param| param.var.dims().to_vec());
+            let (&[rows, width], Some(&[model_rows, model_width])) =
+                (tensor.dims(), wanted.as_deref())
+            else {
+                continue;
+            };
+            if rows != model_rows && width == model_width && rows > 0 {
+                *tensor = resize_relative_position(&tensor.to_dtype(DType::F32)?, model_rows)?;
+                notes.push(format!("{name} of {rows} distances → {model_rows}"));
+            }
+        }
+        Ok(notes)
     }
 
     /// The first tensor whose shape differs stops the loading.
@@ -244,9 +285,15 @@ impl Loading<'_> {
         if let Some(kind) = ADDED.iter().find(|kind| rest.contains(**kind)) {
             return !self.tensors.keys().any(|name| name.contains(kind));
         }
-        // The segmentation model of [DyT] has no final norm, because its head reads the blocks themselves.
-        let norm = self.map == NameMap::Segmentor && rest.starts_with("norm.");
-        norm || self.options.may_lack.iter().any(|part| rest.contains(part))
+        // The segmentation model of [DyT] and ViTDet have no final norm, because their heads read the blocks themselves.
+        let without_norm = [NameMap::Segmentor, NameMap::HuggingFaceVitDet, NameMap::Detectron2]
+            .contains(&self.map);
+        if rest.contains(".attn.rel_pos_") {
+            // ViTDet starts from weights without relative positions.
+            return !self.tensors.keys().any(|name| name.contains(".attn.rel_pos_"));
+        }
+        without_norm && rest.starts_with("norm.")
+            || self.options.may_lack.iter().any(|part| rest.contains(part))
     }
 
     /// Tensors that the model lacks; an error where leaving them out would change what the backbone computes.
