@@ -78,7 +78,7 @@ pub fn relative_self_attention(
 }
 
 fn divide(triple: usize, heads: usize) -> Result<Heads> {
-    if heads == 0 || triple % (3 * heads) != 0 {
+    if heads == 0 || !triple.is_multiple_of(3 * heads) {
         bail!("self_attention: {triple} channels do not split into q, k and v of {heads} heads");
     }
     Ok(Heads { count: heads, width: triple / 3 / heads })

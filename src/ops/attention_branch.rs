@@ -166,7 +166,7 @@ impl CustomOp1 for Fused {
         product(&rows, &branch.qkv.0, &mut qkv)?;
         add_bias(&mut qkv, &branch.qkv.1, None)?;
         // The normalised rows are no longer needed: their buffer takes the attention's output.
-        let lse = forward(self.layer(&qkv, &*values(&branch.qkv.1)?), &mut rows);
+        let lse = forward(self.layer(&qkv, &values(&branch.qkv.1)?), &mut rows);
         let mut y = vec![0.0; x.len()];
         product(&rows, &branch.proj.0, &mut y)?;
         add_bias(&mut y, &branch.proj.1, branch.gamma.as_ref())?;
