@@ -136,17 +136,17 @@ impl<H> Model<H> {
     }
 }
 
-/// Zeros right and below, so that height and width of `[B, C, H, W]` are multiples of `multiple`.
+/// Zeros right and below, so that `[B, C, H, W]` become at least `size` (height, width).
 ///
 /// # Errors
 /// If `images` has another rank.
-pub fn pad_to_multiple(images: &Tensor, multiple: usize) -> Result<Tensor> {
+pub fn pad_to(images: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     let (_, _, height, width) = images.dims4()?;
-    let missing = |side: usize| side.next_multiple_of(multiple) - side;
-    images.pad_with_zeros(2, 0, missing(height))?.pad_with_zeros(3, 0, missing(width))
+    let (below, right) = (size.0.saturating_sub(height), size.1.saturating_sub(width));
+    images.pad_with_zeros(2, 0, below)?.pad_with_zeros(3, 0, right)
 }
 
-/// The upper left `size` (height, width) of `[B, C, H, W]`: takes away what [`pad_to_multiple`] added.
+/// The upper left `size` (height, width) of `[B, C, H, W]`: takes away what [`pad_to`] added.
 ///
 /// # Errors
 /// If the map is smaller.
@@ -313,7 +313,7 @@ train: {{ iterations: 1, batch_size: 1 }}"
     #[test]
     fn padding_goes_right_and_below_and_is_cropped_again() -> Result<()> {
         let images = normal(&[1, 2, 5, 7], 3);
-        let padded = pad_to_multiple(&images, 4)?;
+        let padded = pad_to(&images, (8, 8))?;
         assert_eq!(padded.dims(), [1, 2, 8, 8]);
         assert_eq!(padded.narrow(2, 5, 3)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.0);
         let back = crop(&padded, (5, 7))?;

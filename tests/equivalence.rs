@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use rescatter::backbone::{Features, Pass, Vit};
 use rescatter::config::{
-    AdapterConfig, BackboneConfig, DispatchConfig, Inference, Select, TuningConfig, Variant,
+    AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, Inference, RelPosConfig, Select,
+    TuningConfig, Variant, WindowConfig, WindowPadding,
 };
 use rescatter::dispatch::calibrate;
 use rescatter::head::{StepContext, World};
@@ -20,8 +21,11 @@ const TOLERANCE: f64 = 1e-5;
 /// A model whose adapters, dispatchers and class token are not at their (partly trivial) initial values. Values depend on
 /// names alone, so models with other dispatch share all that they have in common.
 fn vit(dispatch: DispatchConfig) -> Result<Vit> {
-    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
-    let backbone = BackboneConfig {
+    build(&plain(), dispatch, BackboneTuning::Frozen)
+}
+
+fn plain() -> BackboneConfig {
+    BackboneConfig {
         arch: None,
         embed_dim: Some(48),
         depth: Some(DEPTH),
@@ -29,15 +33,29 @@ fn vit(dispatch: DispatchConfig) -> Result<Vit> {
         mlp_ratio: Some(4.0),
         patch_size: 4,
         layer_scale: false,
+        cls_token: true,
         reg_tokens: 2,
         no_embed_class: false,
         pos_embed_grid: [6, 6],
+        window: None,
+        rel_pos: None,
         weights: None,
         drop_path: 0.0,
-    };
+    }
+}
+
+/// Blocks 0 and 2 in windows of `size` patches; images have grids of 6 × 8.
+fn windows(size: usize, padding: WindowPadding, rel_pos: Option<[usize; 2]>) -> BackboneConfig {
+    let window = Some(WindowConfig { size, global_blocks: vec![1, 3], padding });
+    let rel_pos = rel_pos.map(|grid| RelPosConfig { grid });
+    BackboneConfig { cls_token: false, reg_tokens: 0, window, rel_pos, ..plain() }
+}
+
+fn build(cfg: &BackboneConfig, dispatch: DispatchConfig, tuned: BackboneTuning) -> Result<Vit> {
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
     let adapter = AdapterConfig { bottleneck: 8, scale: 0.5, dropout: 0.0, experts: 1 };
-    let tuning = TuningConfig { adapter: Some(adapter), ..TuningConfig::default() };
-    let vit = Vit::new(&backbone, &dispatch, &tuning, &[1, DEPTH - 1], &store.root())?;
+    let tuning = TuningConfig { backbone: tuned, adapter: Some(adapter) };
+    let vit = Vit::new(cfg, &dispatch, &tuning, &[1, DEPTH - 1], &store.root())?;
     for (name, param) in store.all() {
         if param.var.rank() >= 2 {
             let values = normal(param.var.dims(), name.bytes().map(u64::from).sum())?;
@@ -205,6 +223,84 @@ fn calibration_meets_its_budget_and_keeps_the_preference_between_layers() -> Res
             "the thresholds settle near a common one"
         );
         assert_eq!(calibrate(&vit, &batches, q)?, thresholds, "calibration is deterministic");
+    }
+    Ok(())
+}
+
+/// With and without padding of the grid, of either kind, and with relative positions.
+fn windowed_kinds() -> [BackboneConfig; 4] {
+    use WindowPadding::{Images, Tokens};
+    [
+        windows(2, Tokens, None),
+        windows(5, Tokens, None),
+        windows(5, Tokens, Some([6, 5])),
+        windows(5, Images, Some([10, 10])),
+    ]
+}
+
+#[test]
+fn masking_and_gathering_agree_in_windows() -> Result<()> {
+    for cfg in windowed_kinds() {
+        for inference in [Inference::Threshold, Inference::TopK(0.3)] {
+            let vit = build(&cfg, mlp(inference), BackboneTuning::Frozen)?;
+            let gathered = vit.forward(&images(3)?, &Pass::Infer)?;
+            let masked = vit.forward(&images(3)?, &Pass::InferMasked)?;
+            let kept = gathered.kept.overall()?;
+            assert!((0.1..0.9).contains(&kept), "a case in which {kept} is kept shows little");
+            assert_same("gathered against masked", &gathered, &masked)?;
+            let alone = vit.forward(&images(3)?.narrow(0, 1, 1)?, &Pass::Infer)?;
+            assert_close("alone", &alone.tokens, &gathered.tokens.narrow(0, 1, 1)?)?;
+            assert_eq!((alone.grid, alone.prefix), ((6, 8), 0));
+            assert_eq!(alone.maps[0].dims(), [1, 48, 6, 8]);
+            assert_eq!(alone.kept.token_map(alone.grid)?[0].dim(), (6, 8));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn skipping_nothing_in_windows_is_the_dense_model() -> Result<()> {
+    for cfg in windowed_kinds() {
+        let frozen = BackboneTuning::Frozen;
+        let dense = build(&cfg, DispatchConfig::default(), frozen)?;
+        let dense = dense.forward(&images(2)?, &Pass::Infer)?;
+        let dispatched = build(&cfg, mlp(Inference::Calibrated(1.0)), frozen)?;
+        dispatched.set_thresholds(vec![f32::NEG_INFINITY; DEPTH]);
+        let all = dispatched.forward(&images(2)?, &Pass::Infer)?;
+        assert_same("threshold −∞ against dense", &all, &dense)?;
+        calibrate(&dispatched, &[images(2)?], 0.5)?;
+        let kept = dispatched.forward(&images(2)?, &Pass::Infer)?.kept.overall()?;
+        assert!((kept - 0.5).abs() <= 0.02, "budget 0.5 in windows: kept {kept}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_window_as_large_as_the_image_is_no_window() -> Result<()> {
+    let square = normal(&[2, 3, 24, 24], 5)?;
+    let frozen = BackboneTuning::Frozen;
+    let cfg = windows(6, WindowPadding::Tokens, Some([6, 6]));
+    let windowed = build(&cfg, mlp(Inference::Threshold), frozen)?;
+    let cfg = BackboneConfig { window: None, ..cfg };
+    let global = build(&cfg, mlp(Inference::Threshold), frozen)?;
+    let features = windowed.forward(&square, &Pass::Infer)?;
+    assert_same("one window", &features, &global.forward(&square, &Pass::Infer)?)
+}
+
+#[test]
+fn frozen_half_blocks_in_windows_have_the_gradient_of_trained_ones() -> Result<()> {
+    for cfg in windowed_kinds() {
+        let image = Var::from_tensor(&images(2)?)?;
+        let gradient = |tuned| -> Result<(Tensor, Tensor)> {
+            let vit = build(&cfg, mlp(Inference::Threshold), tuned)?;
+            let tokens = vit.forward(&image, &Pass::InferMasked)?.tokens;
+            let grads = (&tokens * normal(tokens.dims(), 8)?)?.sum_all()?.backward()?;
+            Ok((tokens, grads.get(&image).unwrap().clone()))
+        };
+        let frozen = gradient(BackboneTuning::Frozen)?;
+        let trained = gradient(BackboneTuning::Full)?;
+        assert_close("tokens", &frozen.0, &trained.0)?;
+        assert_close("gradient of the image", &frozen.1, &trained.1)?;
     }
     Ok(())
 }

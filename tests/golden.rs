@@ -32,6 +32,11 @@ fn the_vit_and_its_dispatch_agree_with_the_reference() {
 }
 
 #[test]
+fn windows_and_relative_positions_agree_with_the_reference() {
+    verify(&["vitdet_"], 6);
+}
+
+#[test]
 fn training_steps_agree_with_the_reference() {
     verify(&["train_"], 3);
 }

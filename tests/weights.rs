@@ -10,12 +10,13 @@ use rescatter::backbone::Vit;
 use rescatter::backbone::pyramid::DytPyramid;
 use rescatter::config::load;
 use rescatter::config::{
-    AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, TuningConfig, Variant,
+    AdapterConfig, Arch, BackboneConfig, BackboneTuning, DispatchConfig, RelPosConfig,
+    TuningConfig, Variant, WindowConfig, WindowPadding,
 };
 use rescatter::engine::checkpoint::{self as engine, BackboneFile, Meta, Thresholds};
 use rescatter::params::{Init, ParamStore};
 use rescatter::weights::names::{NameMap, to_timm};
-use rescatter::weights::{File, Format, LoadOptions, checkpoint, load_pretrained, sha256};
+use rescatter::weights::{File, Format, Layout, LoadOptions, checkpoint, load_pretrained, sha256};
 use rescatter_heads::run::Which;
 use rescatter_heads::{Config, TaskModel, Trained};
 
@@ -117,9 +118,12 @@ fn tiny() -> BackboneConfig {
         mlp_ratio: Some(2.0),
         patch_size: 4,
         layer_scale: false,
+        cls_token: true,
         reg_tokens: 0,
         no_embed_class: false,
         pos_embed_grid: [3, 3],
+        window: None,
+        rel_pos: None,
         weights: None,
         drop_path: 0.0,
     }
@@ -149,9 +153,124 @@ fn loaded(store: &ParamStore, name: &str) -> Vec<f32> {
     values(store.get(name).unwrap().var.as_tensor())
 }
 
+/// ViTDet's tiny cousin: block 0 in windows of 2 × 2 patches, block 1 over the image.
+fn windowed(rel_pos: Option<[usize; 2]>) -> BackboneConfig {
+    let window =
+        WindowConfig { size: 2, global_blocks: vec![1], padding: WindowPadding::default() };
+    let rel_pos = rel_pos.map(|grid| RelPosConfig { grid });
+    BackboneConfig { cls_token: false, window: Some(window), rel_pos, ..tiny() }
+}
+
 /// What `make.py` fills a tensor with.
 fn filling(name: &str, count: usize) -> Vec<f32> {
     (0..count).map(|i| (i % 256) as f32 / 8.0 + name.len() as f32).collect()
+}
+
+#[test]
+fn both_publishers_of_vitdet_name_one_model() {
+    let vit_b = BackboneConfig {
+        arch: Some(Arch::VitB),
+        embed_dim: None,
+        depth: None,
+        num_heads: None,
+        mlp_ratio: None,
+        patch_size: 16,
+        pos_embed_grid: [14, 14],
+        window: Some(WindowConfig {
+            size: 14,
+            global_blocks: vec![2, 5, 8, 11],
+            padding: WindowPadding::default(),
+        }),
+        ..windowed(Some([64, 64]))
+    };
+    let store = store(&vit_b, Variant::None);
+    let shape = |name: &str| store.get(name).unwrap().var.dims().to_vec();
+    // A class row before the positions is stored and never read; the final norm is not ViTDet's.
+    let mut own: Shapes = store.all().into_iter().map(|(n, _)| (n.clone(), shape(&n))).collect();
+    own.insert("backbone.pos_embed".into(), vec![1, 197, 768]);
+    let own = without(own, &["backbone.norm."]);
+    assert_eq!(renamed("detectron2_vitdet_b", NameMap::Detectron2), (own.clone(), vec![]));
+    let (hugging_face, ignored) = renamed("hf_vitdet_b", NameMap::HuggingFaceVitDet);
+    let below: Shapes =
+        hugging_face.into_iter().map(|(n, shape)| (format!("backbone.{n}"), shape)).collect();
+    assert_eq!((below, ignored), (own, vec![]));
+    let layout = Layout::of(&tensors(&keys("detectron2_vitdet_b")), "backbone.net.").unwrap();
+    assert!(
+        layout.config().ends_with(
+            "cls_token: false, window: { size: 14, global_blocks: [2, 5, 8, 11] }, rel_pos: { grid: [64, 64] }"
+        ),
+        "{}",
+        layout.config()
+    );
+}
+
+/// The tiny ViT as a detectron2 file with tables for windows of 2 and an image of 2 × 3 patches.
+fn detectron2_file(folder: &Path) -> PathBuf {
+    let plain = File::read(&fixture("weights/vit_zip.pth")).unwrap().tensors;
+    let mut tensors: checkpoint::Tensors = without_head(&plain)
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("norm.") && name != "cls_token")
+        .map(|(name, tensor)| (format!("backbone.net.{name}"), tensor))
+        .collect();
+    for (block, axis, rows) in [(0, 'h', 3), (0, 'w', 3), (1, 'h', 3), (1, 'w', 5)] {
+        let name = format!("backbone.net.blocks.{block}.attn.rel_pos_{axis}");
+        let ramp: Vec<f32> = (0..rows * 4).map(|i| (i / 4) as f32).collect();
+        tensors.insert(name, Tensor::from_vec(ramp, (rows, 4), &Device::Cpu).unwrap());
+    }
+    tensors.insert(
+        "backbone.simfp_2.0.bias".into(),
+        Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap(),
+    );
+    let path = folder.join("vitdet.safetensors");
+    checkpoint::write(&path, &tensors, &checkpoint::Metadata::new()).unwrap();
+    path
+}
+
+#[test]
+fn relative_positions_are_loaded_and_interpolated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = detectron2_file(folder.path());
+    let cfg = windowed(Some([2, 4]));
+    let store = store(&cfg, Variant::None);
+    let report = load_pretrained(&path, &store, &options(&cfg)).unwrap();
+    assert_eq!(report.map, NameMap::Detectron2);
+    assert_eq!(report.missing, ["backbone.norm.bias", "backbone.norm.weight"]);
+    assert_eq!(report.unexpected, ["backbone.simfp_2.0.bias"]);
+    assert_eq!(
+        report.resized,
+        ["pos_embed of 1 prefix tokens → 0", "backbone.blocks.1.attn.rel_pos_w of 5 distances → 7"]
+    );
+    // The ramp 0 1 2 3 4 at 5/7 (j + ½) − ½, its ends kept.
+    let found = loaded(&store, "backbone.blocks.1.attn.rel_pos_w");
+    let expected = [0.0, 4.0 / 7.0, 9.0 / 7.0, 2.0, 19.0 / 7.0, 24.0 / 7.0, 4.0];
+    for (row, expected) in found.chunks(4).zip(expected) {
+        assert!(row.iter().all(|v| (v - expected).abs() < 1e-5), "{row:?} for {expected}");
+    }
+    assert_eq!(loaded(&store, "backbone.pos_embed"), filling("pos_embed", 80)[8..]);
+
+    let without = windowed(None);
+    let plain = self::store(&without, Variant::None);
+    let error = load_pretrained(&path, &plain, &options(&without)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("parts that the model does not have: backbone.blocks.0.attn.rel_pos_h")
+    );
+    assert!(error.hint().unwrap().contains("rel_pos: { grid: [2, 3] }"), "{error:?}");
+}
+
+#[test]
+fn a_plain_vit_loads_into_windows_without_its_class_token() {
+    for rel_pos in [None, Some([3, 3])] {
+        let cfg = windowed(rel_pos);
+        let store = store(&cfg, Variant::None);
+        let path = fixture("weights/vit_zip.pth");
+        let report = load_pretrained(&path, &store, &options(&cfg)).unwrap();
+        assert!(report.ignored.contains(&"backbone.cls_token".to_owned()), "{report}");
+        assert_eq!(report.missing.len(), if rel_pos.is_some() { 4 } else { 0 }, "{report}");
+        assert!(report.missing.iter().all(|name| name.contains(".attn.rel_pos_")), "{report}");
+        assert_eq!(loaded(&store, "backbone.pos_embed"), filling("pos_embed", 80)[8..]);
+    }
 }
 
 #[test]

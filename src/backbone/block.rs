@@ -44,7 +44,7 @@ impl Block {
         };
         Ok(Self {
             index: index as u16,
-            attn: attention_branch(dims, scope)?,
+            attn: attention_branch(dims, index, scope)?,
             mlp: mlp_branch(dims, scope)?,
             tuning: BlockTuning::new(tuning, dims.dim, &added)?,
             variant: dispatch.variant,
@@ -66,16 +66,24 @@ impl Block {
         }
     }
 
-    /// Tokens `[B, N, C]` before the block → after it. The variants of \[DyT\] Fig. 3 differ in what `selector` cuts.
-    pub(super) fn forward(&self, x: &Tensor, selector: &mut Selector) -> Result<Tensor> {
+    /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `grid` (rows, columns). The variants
+    /// of \[DyT\] Fig. 3 differ in what `selector` cuts.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        grid: (usize, usize),
+        selector: &mut Selector,
+    ) -> Result<Tensor> {
         match self.variant {
-            Variant::None | Variant::Mlp => self.feed(&self.attend(x, selector.pass())?, selector),
+            Variant::None | Variant::Mlp => {
+                self.feed(&self.attend(x, grid, selector.pass())?, selector)
+            }
         }
     }
 
     /// The attention half: `x + Attn(x)`.
-    pub(crate) fn attend(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        x + self.dropped(self.attn.forward(x, None)?, 0, pass)?
+    pub(crate) fn attend(&self, x: &Tensor, grid: (usize, usize), pass: &Pass) -> Result<Tensor> {
+        x + self.dropped(self.attn.forward(x, grid, None)?, 0, pass)?
     }
 
     /// The MLP half: `x + m·MLP(x) + A(x)`.

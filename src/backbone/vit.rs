@@ -24,7 +24,7 @@ pub struct Vit {
     grid: (usize, usize),
     no_embed_class: bool,
     patch_embed: PatchEmbed,
-    cls_token: Tensor,
+    cls_token: Option<Tensor>,
     reg_token: Option<Tensor>,
     pos_embed: Tensor,
     blocks: Vec<Block>,
@@ -59,17 +59,18 @@ impl Vit {
         let positions = rows * columns + if cfg.no_embed_class { 0 } else { dims.prefix() };
         let block = |i: usize| Block::new(i, &dims, dispatch, tuning, &scope.pp("blocks").pp(i));
         let blocks = (0..dims.depth).map(block).collect::<Result<Vec<_>>>()?;
-        let reg_token =
-            || scope.param("reg_token", (1, dims.reg_tokens, dims.dim), Init::Normal(1e-6));
+        let token = |name: &str, count: usize| {
+            let init = Init::Normal(1e-6);
+            (count > 0).then(|| scope.param(name, (1, count, dims.dim), init)).transpose()
+        };
         Ok(Self {
-            dims,
             dispatch: dispatch.clone(),
             taps: taps.to_vec(),
             grid: (rows, columns),
             no_embed_class: cfg.no_embed_class,
             patch_embed: PatchEmbed::new(dims.patch, dims.dim, &scope.pp("patch_embed"))?,
-            cls_token: scope.param("cls_token", (1, 1, dims.dim), Init::Normal(1e-6))?,
-            reg_token: (dims.reg_tokens > 0).then(reg_token).transpose()?,
+            cls_token: token("cls_token", dims.cls_tokens)?,
+            reg_token: token("reg_token", dims.reg_tokens)?,
             pos_embed: scope.param(
                 "pos_embed",
                 (1, positions, dims.dim),
@@ -79,25 +80,27 @@ impl Vit {
             blocks,
             norm: layer_norm(dims.dim, &scope.pp("norm"))?,
             thresholds: RwLock::new(None),
+            dims,
         })
     }
 
-    /// Images `[B, 3, H, W]`, normalised, of any size (padded right and bottom with zeros to a multiple of the patch).
+    /// Images `[B, 3, H, W]`, normalised, of any size: padded right and bottom with zeros to a multiple of the patch, or of
+    /// patch × window where the config says so; patches beyond the former are cropped from everything that is returned.
     ///
     /// # Errors
     /// If the images or the pass do not fit the model.
     pub fn forward(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
         let mut maps: Vec<Option<Tensor>> = vec![None; self.taps.len()];
-        let (batch, prefix) = (images.dim(0)?, self.dims.prefix());
-        let grid = self.grid_of(images)?;
+        let (_, _, height, width) = images.dims4()?;
+        let (size, prefix) = ((height, width), self.dims.prefix());
+        let (grid, padded) = (self.dims.grid(size), self.dims.padded_grid(size));
         let (last, kept) = self.visit(images, pass, |index, x| {
             for (map, _) in maps.iter_mut().zip(&self.taps).filter(|(_, tap)| **tap == index) {
-                let patches =
-                    x.narrow(1, prefix, grid.0 * grid.1)?.transpose(1, 2)?.contiguous()?;
-                *map = Some(patches.reshape((batch, self.dims.dim, grid.0, grid.1))?);
+                *map = Some(map_of(x, prefix, padded, grid)?);
             }
             Ok(())
         })?;
+        let last = cropped(&last, padded, grid)?;
         let norm = if pass.tracks() { self.norm.clone() } else { detached(&self.norm) };
         Ok(Features {
             maps: maps.into_iter().flatten().collect(),
@@ -110,7 +113,8 @@ impl Vit {
         })
     }
 
-    /// Runs the blocks and shows `look` the tokens `[B, N, C]` after each; returns the last ones and who worked where.
+    /// Runs the blocks and shows `look` the tokens `[B, N, C]` after each, padding of whole windows included; returns the
+    /// last ones and who worked where.
     ///
     /// # Errors
     /// If the images or the pass do not fit the model, or `look` fails.
@@ -120,47 +124,49 @@ impl Vit {
         pass: &Pass,
         mut look: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<(Tensor, KeptStats)> {
-        let mut x = self.embed(images)?;
+        let (mut x, padded) = self.embed(images)?;
+        let (_, _, height, width) = images.dims4()?;
+        let grid = self.dims.grid((height, width));
         let thresholds = self.thresholds();
         let mut selector =
-            Selector::new(pass, &self.dispatch, thresholds.as_deref(), self.dims.prefix());
+            Selector::new(pass, &self.dispatch, thresholds.as_deref(), self.dims.prefix())
+                .cropping(padded, grid);
         selector.seed_random(images)?;
         let blocks = if pass.tracks() { &self.blocks } else { &self.inference };
         for (index, block) in blocks.iter().enumerate() {
             if !pass.tracks() {
                 x = x.detach();
             }
-            x = block.forward(&x, &mut selector)?;
+            x = block.forward(&x, padded, &mut selector)?;
             look(index, &x)?;
         }
         Ok((x, selector.finish()))
     }
 
-    /// The tokens before the first block, `[B, prefix + P, C]`: class token, registers, patches.
-    pub(crate) fn embed(&self, images: &Tensor) -> Result<Tensor> {
-        let images = crate::model::pad_to_multiple(images, self.dims.patch)?;
+    /// The tokens before the first block, `[B, prefix + P, C]` (class token, registers, patches), and the grid of the
+    /// patches.
+    pub(crate) fn embed(&self, images: &Tensor) -> Result<(Tensor, (usize, usize))> {
+        let (_, _, height, width) = images.dims4()?;
+        let (rows, columns) = self.dims.padded_grid((height, width));
+        let patch = self.dims.patch;
+        let images = crate::model::pad_to(images, (rows * patch, columns * patch))?;
         let (patches, grid) = self.patch_embed.forward(&images)?;
         let prefix = if self.no_embed_class { 0 } else { self.dims.prefix() };
         let pos = resize_pos_embed(&self.pos_embed, prefix, self.grid, grid)?;
         let batch = patches.dim(0)?;
         let patches = if self.no_embed_class { patches.broadcast_add(&pos)? } else { patches };
-        let mut parts = vec![self.cls_token.broadcast_as((batch, 1, self.dims.dim))?];
-        if let Some(registers) = &self.reg_token {
-            parts.push(registers.broadcast_as((batch, self.dims.reg_tokens, self.dims.dim))?);
+        let mut parts = Vec::new();
+        for tokens in [&self.cls_token, &self.reg_token].into_iter().flatten() {
+            parts.push(tokens.broadcast_as((batch, tokens.dim(1)?, self.dims.dim))?);
         }
         parts.push(patches);
-        let x = Tensor::cat(&parts, 1)?;
-        if self.no_embed_class { Ok(x) } else { x.broadcast_add(&pos) }
+        let x = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
+        Ok((if self.no_embed_class { x } else { x.broadcast_add(&pos)? }, grid))
     }
 
     /// The blocks without gradients, for calibration.
     pub(crate) fn inference_blocks(&self) -> &[Block] {
         &self.inference
-    }
-
-    fn grid_of(&self, images: &Tensor) -> Result<(usize, usize)> {
-        let (_, _, height, width) = images.dims4()?;
-        Ok((height.div_ceil(self.dims.patch), width.div_ceil(self.dims.patch)))
     }
 
     /// What a head must know.
@@ -205,6 +211,32 @@ impl Vit {
     }
 }
 
+/// The patches of `x` `[B, prefix + P, C]`, which lie on the grid `padded`, as a map `[B, C, h, w]` of the upper left `grid`.
+fn map_of(
+    x: &Tensor,
+    prefix: usize,
+    padded: (usize, usize),
+    grid: (usize, usize),
+) -> Result<Tensor> {
+    let (batch, _, dim) = x.dims3()?;
+    let patches = x.narrow(1, prefix, padded.0 * padded.1)?.transpose(1, 2)?.contiguous()?;
+    let map = patches.reshape((batch, dim, padded.0, padded.1))?;
+    if padded == grid { Ok(map) } else { crate::model::crop(&map, grid)?.contiguous() }
+}
+
+/// The tokens `[B, P, C]` of the upper left `grid` out of those of the grid `padded`; there are no others where they differ.
+fn cropped(x: &Tensor, padded: (usize, usize), grid: (usize, usize)) -> Result<Tensor> {
+    if padded == grid {
+        return Ok(x.clone());
+    }
+    let (batch, _, dim) = x.dims3()?;
+    x.reshape((batch, padded.0, padded.1, dim))?
+        .narrow(1, 0, grid.0)?
+        .narrow(2, 0, grid.1)?
+        .contiguous()?
+        .reshape((batch, grid.0 * grid.1, dim))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,9 +253,12 @@ mod tests {
             mlp_ratio: None,
             patch_size: 4,
             layer_scale: false,
+            cls_token: true,
             reg_tokens: 2,
             no_embed_class: false,
             pos_embed_grid: [3, 3],
+            window: None,
+            rel_pos: None,
             weights: None,
             drop_path: 0.0,
         }
@@ -245,7 +280,7 @@ mod tests {
         let store = store();
         let vit = vit(&store, BackboneTuning::Frozen);
         let images = Tensor::randn(0f32, 1.0, (2, 3, 12, 12), &Device::Cpu)?;
-        assert!(!vit.embed(&images)?.track_op());
+        assert!(!vit.embed(&images)?.0.track_op());
         let features = vit.forward(&images, &Pass::Infer)?;
         assert!(!features.tokens.track_op() && !features.maps[0].track_op());
         assert!(vit.forward(&images, &Pass::InferMasked)?.tokens.track_op());

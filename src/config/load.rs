@@ -331,6 +331,20 @@ eval: { mode: { slide: { crop: 512, stride: 341 } } }
             "`data.train.transforms.1.random_crop.size`",
         );
         case("backbone.num_heads=7", "`backbone.num_heads`");
+        let cls = "backbone.cls_token=false";
+        let window = "backbone.window={size: 14, global_blocks: [2, 5]}";
+        case(window, "`backbone.cls_token: false`");
+        assert!(with(&[cls, window, "backbone.rel_pos={grid: [64, 64]}"]).is_ok());
+        case("backbone.rel_pos={grid: [64, 64]}", "`backbone.rel_pos`");
+        let both = |o: &str, key: &str| {
+            let text = message(with(&[cls, o]));
+            assert!(text.contains(key), "{text}");
+        };
+        both("backbone.window={size: 0, global_blocks: []}", "`backbone.window.size`");
+        both("backbone.window={size: 7, global_blocks: [5, 2]}", "`backbone.window.global_blocks`");
+        both("backbone.window={size: 7, global_blocks: [12]}", "count from 0");
+        both("backbone.window={size: 7, globals: [2]}", "`globals`");
+        both("backbone.reg_tokens=4", "`backbone.reg_tokens`");
         case("eval.scales=[]", "`eval.scales`");
         case("optimizer.adamw.betas=[0.9, 1.0]", "`optimizer.adamw.betas`");
         case("device=cuda", "`device`");

@@ -56,19 +56,8 @@ fn device(name: &str) -> Check {
 }
 
 fn backbone(config: &BackboneConfig) -> Check {
-    let heads = config.num_heads.or(config.arch.map(|arch| match arch {
-        Arch::VitTi => 3,
-        Arch::VitS => 6,
-        Arch::VitB => 12,
-        Arch::VitL | Arch::VitH => 16,
-    }));
-    let width = config.embed_dim.or(config.arch.map(|arch| match arch {
-        Arch::VitTi => 192,
-        Arch::VitS => 384,
-        Arch::VitB => 768,
-        Arch::VitL => 1024,
-        Arch::VitH => 1280,
-    }));
+    let heads = config.num_heads.or(config.arch.map(Arch::num_heads));
+    let width = config.embed_dim.or(config.arch.map(Arch::embed_dim));
     let rule = "is needed where `backbone.arch` is not given";
     let (Some(width), Some(heads)) = (width, heads) else {
         return Err(format!(
@@ -94,7 +83,45 @@ fn backbone(config: &BackboneConfig) -> Check {
         "backbone.pos_embed_grid",
         "must be at least 1 × 1",
     )?;
-    require((0.0..1.0).contains(&config.drop_path), "backbone.drop_path", "must be in [0, 1)")
+    require((0.0..1.0).contains(&config.drop_path), "backbone.drop_path", "must be in [0, 1)")?;
+    places(config)
+}
+
+/// Windows and relative positions need a model of patches alone.
+pub(crate) fn places(config: &BackboneConfig) -> Check {
+    let prefix = if config.cls_token {
+        Some("set `backbone.cls_token: false`, as ViTDet does with its pretrained weights")
+    } else {
+        (config.reg_tokens > 0).then_some("set `backbone.reg_tokens: 0`")
+    };
+    let without_prefix = |key: &str| match prefix {
+        None => Ok(()),
+        Some(cure) => Err(format!(
+            "`{key}` cannot be had with class or register tokens, which have no place in the image; {cure}"
+        )),
+    };
+    if !config.cls_token {
+        let rule = "must be 0 where `backbone.cls_token` is false";
+        require(config.reg_tokens == 0, "backbone.reg_tokens", rule)?;
+    }
+    if let Some(window) = &config.window {
+        let key = "backbone.window.global_blocks";
+        require(window.size > 0, "backbone.window.size", "must be at least 1")?;
+        let blocks = &window.global_blocks;
+        require(blocks.is_sorted_by(|a, b| a < b), key, "must be rising")?;
+        let depth = config.depth.or(config.arch.map(Arch::depth)).unwrap_or(0);
+        if let Some(block) = blocks.iter().find(|&&block| block >= depth) {
+            let rule = format!("names block {block}, but the {depth} blocks count from 0");
+            return Err(format!("`{key}` {rule}"));
+        }
+        without_prefix("backbone.window")?;
+    }
+    if let Some(positions) = &config.rel_pos {
+        let rule = "must be at least 1 × 1";
+        require(positions.grid.iter().all(|&n| n > 0), "backbone.rel_pos.grid", rule)?;
+        without_prefix("backbone.rel_pos")?;
+    }
+    Ok(())
 }
 
 fn dispatch(config: &DispatchConfig) -> Check {

@@ -48,23 +48,27 @@ struct Cut {
 fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
     let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
     let prefix = vit.dims().prefix();
-    let mut tokens =
-        batches.iter().map(|images| Ok(vit.embed(images)?.detach())).collect::<Result<Vec<_>>>()?;
+    let embed = |images: &Tensor| -> Result<_> {
+        let ((x, padded), (_, _, height, width)) = (vit.embed(images)?, images.dims4()?);
+        Ok((x.detach(), padded, vit.dims().grid((height, width))))
+    };
+    let mut tokens = batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
     for (index, block) in vit.inference_blocks().iter().enumerate() {
         // Where the MLP alone is dispatched, its tokens are those after the attention. With an infinite threshold the
         // MLP half scores them and computes next to nothing else.
         let mut logits = Vec::new();
-        for x in &mut tokens {
-            *x = block.attend(x, &Pass::Infer)?.detach();
-            let mut probe = Selector::new(&Pass::Infer, &cfg, Some(&[f32::INFINITY]), prefix);
+        for (x, padded, grid) in &mut tokens {
+            *x = block.attend(x, *padded, &Pass::Infer)?.detach();
+            let mut probe = Selector::new(&Pass::Infer, &cfg, Some(&[f32::INFINITY]), prefix)
+                .cropping(*padded, *grid);
             block.feed(x, &mut probe)?;
             for layer in probe.finish().layers {
                 logits.extend(layer.logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
             }
         }
         let threshold = choose(index, &logits);
-        for x in &mut tokens {
+        for (x, ..) in &mut tokens {
             let thresholds = [threshold];
             let mut selector = Selector::new(&Pass::Infer, &cfg, Some(&thresholds), prefix);
             *x = block.feed(x, &mut selector)?.detach();

@@ -50,14 +50,15 @@ pub fn backbone(
     size: (usize, usize),
     kept: f64,
 ) -> FlopCount {
-    let patches = (size.0.div_ceil(dims.patch) * size.1.div_ceil(dims.patch)) as f64;
+    let grid = dims.padded_grid(size);
+    let patches = (grid.0 * grid.1) as f64;
     let tokens = patches + dims.prefix() as f64;
     let (dim, depth, hidden) = (dims.dim as f64, dims.depth as f64, dims.hidden as f64);
     let mut count = FlopCount::default();
+    let embedding = patches * dim * 3.0 * (dims.patch * dims.patch) as f64;
+    count.add("patch embedding", embedding, embedding);
+    attention(&mut count, dims, tokens, grid);
     let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
-    same("patch embedding", patches * dim * 3.0 * (dims.patch * dims.patch) as f64);
-    same("attention projections", depth * tokens * 4.0 * dim * dim);
-    same("attention scores and mixing", depth * 2.0 * tokens * tokens * dim);
     let active = match dispatch.variant {
         Variant::None => tokens,
         Variant::Mlp => dims.prefix() as f64 + kept * patches,
@@ -76,9 +77,94 @@ pub fn backbone(
     count
 }
 
+/// Appends the attention of all blocks. In windows the reference also computes the padding's queries and projections; here
+/// padding is only a key.
+fn attention(count: &mut FlopCount, dims: &Dims, tokens: f64, grid: (usize, usize)) {
+    let dim = dims.dim as f64;
+    let [mut projections, mut scores, mut positions] = [(0.0, 0.0); 3];
+    let add = |part: &mut (f64, f64), nominal: f64, executed: f64| {
+        *part = (part.0 + nominal, part.1 + executed);
+    };
+    for index in 0..dims.depth {
+        // Tokens that the reference computes, and keys of each.
+        let (computed, keys, places) = match dims.window_of(index) {
+            None => (tokens, tokens, grid),
+            Some(size) => {
+                let padded = grid.0.next_multiple_of(size) * grid.1.next_multiple_of(size);
+                (padded as f64, (size * size) as f64, (size, size))
+            }
+        };
+        add(&mut projections, computed * 4.0 * dim * dim, tokens * 4.0 * dim * dim);
+        add(&mut scores, 2.0 * computed * keys * dim, 2.0 * tokens * keys * dim);
+        if dims.rel_pos.is_some() {
+            // A query meets the distances to its own keys; the kernel multiplies the whole tables.
+            let (needed, table) = (places.0 + places.1, 2 * (places.0 + places.1) - 2);
+            add(&mut positions, computed * needed as f64 * dim, tokens * table as f64 * dim);
+        }
+    }
+    count.add("attention projections", projections.0, projections.1);
+    count.add("attention scores and mixing", scores.0, scores.1);
+    if dims.rel_pos.is_some() {
+        count.add("relative positions", positions.0, positions.1);
+    }
+}
+
 /// Appends the pyramid [`crate::backbone::pyramid::DytPyramid`] over maps of `grid` (rows, columns) and `dim` channels.
 pub fn dyt_pyramid(count: &mut FlopCount, dim: usize, grid: (usize, usize)) {
     // fpn1.0 and fpn2.0 on h·w, fpn1.2 on 4·h·w positions, each with 2 × 2 outputs.
     let macs = 6.0 * 4.0 * (grid.0 * grid.1 * dim * dim) as f64;
     count.add("pyramid", macs, macs);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{BackboneConfig, RelPosConfig, WindowConfig, WindowPadding};
+
+    /// One block in windows and one that sees the whole image; two channels, patches of one pixel.
+    fn dims(padding: WindowPadding, rel_pos: Option<RelPosConfig>) -> Dims {
+        let window = Some(WindowConfig { size: 2, global_blocks: vec![1], padding });
+        let cfg = BackboneConfig {
+            arch: None,
+            embed_dim: Some(2),
+            depth: Some(2),
+            num_heads: Some(1),
+            mlp_ratio: Some(1.0),
+            patch_size: 1,
+            layer_scale: false,
+            cls_token: false,
+            reg_tokens: 0,
+            no_embed_class: false,
+            pos_embed_grid: [1, 1],
+            window,
+            rel_pos,
+            weights: None,
+            drop_path: 0.0,
+        };
+        Dims::new(&cfg).unwrap()
+    }
+
+    #[test]
+    fn windows_their_padding_and_relative_positions_are_counted() {
+        let (dispatch, tuning) = (DispatchConfig::default(), TuningConfig::default());
+        let part = |dims: &Dims, name: &str| {
+            let count = backbone(dims, &dispatch, &tuning, (3, 4), 1.0);
+            let part = count.parts.iter().find(|part| part.name == name).unwrap().clone();
+            (part.nominal, part.executed)
+        };
+        // 12 tokens; windows of 2 × 2 pad them to 16. Projections: 4 · 2² a token.
+        let tokens = dims(WindowPadding::Tokens, Some(RelPosConfig { grid: [3, 4] }));
+        assert_eq!(part(&tokens, "attention projections"), (16.0 * 28.0, 16.0 * 24.0));
+        // 2 · 2 a pair: 4 keys in the windows, 12 in the image.
+        let scores = (4.0 * (16.0 * 4.0 + 144.0), 4.0 * (12.0 * 4.0 + 144.0));
+        assert_eq!(part(&tokens, "attention scores and mixing"), scores);
+        // 2 a distance: 2 + 2 of 3 + 3 in the windows, 3 + 4 of 5 + 7 in the image.
+        let positions = (2.0 * (16.0 * 4.0 + 12.0 * 7.0), 2.0 * (12.0 * 6.0 + 12.0 * 12.0));
+        assert_eq!(part(&tokens, "relative positions"), positions);
+        // Padded images: everything is done for 16 tokens.
+        let images = dims(WindowPadding::Images, None);
+        assert_eq!(part(&images, "patch embedding"), (16.0 * 6.0, 16.0 * 6.0));
+        assert_eq!(part(&images, "attention projections"), (16.0 * 32.0, 16.0 * 32.0));
+        assert_eq!(part(&images, "mlp"), (2.0 * 16.0 * 8.0, 2.0 * 16.0 * 8.0));
+    }
 }

@@ -24,6 +24,8 @@ pub struct Selector<'a> {
     cfg: &'a DispatchConfig,
     thresholds: Option<&'a [f32]>,
     prefix: usize,
+    /// The grid of the patches, and the upper left part of it that is recorded.
+    crop: Option<[(usize, usize); 2]>,
     /// Seeds of the random dispatcher at inference, one per image.
     images: Vec<u64>,
     kept: KeptStats,
@@ -37,7 +39,16 @@ impl<'a> Selector<'a> {
         thresholds: Option<&'a [f32]>,
         prefix: usize,
     ) -> Self {
-        Self { pass, cfg, thresholds, prefix, images: Vec::new(), kept: KeptStats::default() }
+        let (images, kept) = (Vec::new(), KeptStats::default());
+        Self { pass, cfg, thresholds, prefix, crop: None, images, kept }
+    }
+
+    /// Records of patches on the grid `padded` only those on its upper left `grid`: the others are padding, which decides
+    /// like the rest but counts nowhere.
+    #[must_use]
+    pub fn cropping(mut self, padded: (usize, usize), grid: (usize, usize)) -> Self {
+        self.crop = (padded != grid).then_some([padded, grid]);
+        self
     }
 
     /// What the forward pass is for.
@@ -71,8 +82,17 @@ impl<'a> Selector<'a> {
                 Active::Masked(Tensor::cat(&[&prefix, &mask], 1)?)
             }
         };
-        self.kept.layers.push(LayerKept { mask, logit });
+        self.kept.layers.push(LayerKept { mask: self.cropped(mask)?, logit: self.cropped(logit)? });
         Ok(active)
+    }
+
+    /// What is recorded of `[B, P]`.
+    fn cropped(&self, values: Tensor) -> Result<Tensor> {
+        let Some([padded, grid]) = self.crop else { return Ok(values) };
+        let batch = values.dim(0)?;
+        let values = values.reshape((batch, padded.0, padded.1))?;
+        let values = values.narrow(1, 0, grid.0)?.narrow(2, 0, grid.1)?.contiguous()?;
+        values.reshape((batch, grid.0 * grid.1))
     }
 
     /// Who worked where.

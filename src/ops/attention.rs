@@ -2,10 +2,12 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::attention_tiles::{Heads, Keys, backward, forward};
+use super::attention_tiles::{Heads, Layer, TableGradient, backward, forward};
 use super::host::{slice, values};
+use super::relative_position::{PlaceTable, RelativePosition};
+use super::sequences::Sequences;
 use super::{count, fusible, softmax};
 
 /// softmax(q kᵀ / √D + bias) v; `q`: `[B, H, Nq, D]`, `k` and `v`: `[B, H, Nk, D]`, `bias` broadcastable to
@@ -32,57 +34,122 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> R
 /// If the shapes do not agree.
 pub fn self_attention(qkv: &Tensor, heads: usize, keep: Option<&Tensor>) -> Result<Tensor> {
     let (batch, tokens, triple) = qkv.dims3()?;
-    if heads == 0 || triple % (3 * heads) != 0 {
-        bail!("self_attention: {triple} channels do not split into q, k and v of {heads} heads");
-    }
-    let width = triple / 3 / heads;
+    let divided = divide(triple, heads)?;
     if fusible(&[qkv]) {
-        let heads = Heads { batch, tokens, heads, width };
-        let op = SelfAttention {
-            heads,
-            keys: keys(keep, heads)?,
-            save: qkv.track_op(),
-            lse: OnceLock::new(),
-        };
-        return qkv.contiguous()?.apply_op1(op);
+        let sequences = Sequences::images(batch, tokens, keep)?;
+        let fused = Fused::new(divided, sequences, qkv);
+        return qkv.contiguous()?.apply_op1(SelfAttention(fused));
     }
-    let parts = qkv.reshape((batch, tokens, 3, heads, width))?.permute((2, 0, 3, 1, 4))?;
     let bias = match keep {
         // Far below every score, yet finite: 0 · ∞ would be NaN.
         Some(keep) => Some(((keep.detach() - 1.0)? * 1e30)?.reshape((batch, 1, 1, tokens))?),
         None => None,
     };
-    let y = attention(&parts.get(0)?, &parts.get(1)?, &parts.get(2)?, bias.as_ref())?;
-    y.transpose(1, 2)?.reshape((batch, tokens, triple / 3))
+    unfused(qkv, divided, |_| Ok(bias))
 }
 
-/// The tokens of each image that `keep` lets be keys.
-pub(crate) fn keys(keep: Option<&Tensor>, heads: Heads) -> Result<Keys> {
-    let Some(keep) = keep else { return Ok(Keys::All) };
-    if keep.dims() != [heads.batch, heads.tokens] {
+/// [`self_attention`] of whole grids of tokens, row by row, with relative positions; the tables must be for this grid.
+///
+/// # Errors
+/// If the shapes do not agree.
+pub fn relative_self_attention(
+    qkv: &Tensor,
+    heads: usize,
+    positions: &RelativePosition,
+) -> Result<Tensor> {
+    let (batch, tokens, triple) = qkv.dims3()?;
+    let divided = divide(triple, heads)?;
+    let RelativePosition { height, width } = positions;
+    let grid = positions.grid()?;
+    if tokens != grid.0 * grid.1 || [height.dim(1)?, width.dim(1)?] != [divided.width; 2] {
+        let dims = (height.dims(), width.dims());
         bail!(
-            "self_attention: a key mask {:?} for {} images of {} tokens",
-            keep.dims(),
-            heads.batch,
-            heads.tokens
+            "relative_self_attention: tables {dims:?} do not fit {tokens} tokens and heads of {} channels",
+            divided.width
         );
     }
-    let keep = keep.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-    let kept =
-        |row: &Vec<f32>| -> Vec<usize> { (0..row.len()).filter(|&i| row[i] != 0.0).collect() };
-    let lists: Vec<Vec<usize>> = keep.iter().map(kept).collect();
-    match lists.iter().position(Vec::is_empty) {
-        Some(image) => bail!("self_attention: image {image} of the batch keeps no key"),
-        None => Ok(Keys::Some(lists)),
+    if fusible(&[qkv, height, width]) {
+        let fused = Fused::new(divided, Sequences::windows(batch, grid, grid), qkv);
+        let save = fused.save || height.track_op() || width.track_op();
+        let op = RelativeSelfAttention { fused: Fused { save, ..fused }, grid };
+        return qkv.contiguous()?.apply_op3(&height.contiguous()?, &width.contiguous()?, op);
     }
+    unfused(qkv, divided, |q| positions.scores(q).map(Some))
 }
 
-struct SelfAttention {
+fn divide(triple: usize, heads: usize) -> Result<Heads> {
+    if heads == 0 || !triple.is_multiple_of(3 * heads) {
+        bail!("self_attention: {triple} channels do not split into q, k and v of {heads} heads");
+    }
+    Ok(Heads { count: heads, width: triple / 3 / heads })
+}
+
+/// `bias` gets the queries `[B, H, N, D]`.
+fn unfused(
+    qkv: &Tensor,
     heads: Heads,
-    keys: Keys,
+    bias: impl FnOnce(&Tensor) -> Result<Option<Tensor>>,
+) -> Result<Tensor> {
+    let (batch, tokens, _) = qkv.dims3()?;
+    let parts =
+        qkv.reshape((batch, tokens, 3, heads.count, heads.width))?.permute((2, 0, 3, 1, 4))?;
+    let q = parts.get(0)?.contiguous()?;
+    let y = attention(&q, &parts.get(1)?, &parts.get(2)?, bias(&q)?.as_ref())?;
+    y.transpose(1, 2)?.reshape((batch, tokens, heads.channels()))
+}
+
+/// What the kernels of this file share.
+struct Fused {
+    heads: Heads,
+    sequences: Sequences,
     save: bool,
     lse: OnceLock<Vec<f32>>,
 }
+
+impl Fused {
+    fn new(heads: Heads, sequences: Sequences, qkv: &Tensor) -> Self {
+        Self { heads, sequences, save: qkv.track_op(), lse: OnceLock::new() }
+    }
+
+    fn layer<'a>(&'a self, qkv: &'a [f32], places: Option<&'a PlaceTable>) -> Layer<'a> {
+        Layer { qkv, heads: self.heads, sequences: &self.sequences, padding: &[], places }
+    }
+
+    fn forward(
+        &self,
+        qkv: &CpuStorage,
+        layout: &Layout,
+        places: Option<&PlaceTable>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, tokens, _) = layout.shape().dims3()?;
+        let mut y = vec![0.0; batch * tokens * self.heads.channels()];
+        let lse = forward(self.layer(slice(qkv, layout)?, places), &mut y);
+        if self.save {
+            self.lse.get_or_init(|| lse);
+        }
+        Ok((CpuStorage::F32(y), (batch, tokens, self.heads.channels()).into()))
+    }
+
+    fn backward(
+        &self,
+        qkv: &Tensor,
+        grad: &Tensor,
+        places: Option<&PlaceTable>,
+        wanted: TableGradient,
+    ) -> Result<(Tensor, Option<Vec<f32>>)> {
+        let Some(lse) = self.lse.get() else {
+            bail!("self_attention: the forward pass kept nothing for the gradient")
+        };
+        let grad = grad.contiguous()?;
+        let mut dqkv = vec![0.0; qkv.elem_count()];
+        let layer_values = values(qkv)?;
+        let layer = self.layer(&layer_values, places);
+        let dtable = backward(layer, lse, &values(&grad)?, &mut dqkv, wanted);
+        Ok((Tensor::from_vec(dqkv, qkv.shape(), &Device::Cpu)?, dtable))
+    }
+}
+
+struct SelfAttention(Fused);
 
 impl CustomOp1 for SelfAttention {
     fn name(&self) -> &'static str {
@@ -91,26 +158,58 @@ impl CustomOp1 for SelfAttention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         count("self_attention");
-        let mut y = vec![0.0; self.heads.rows() * self.heads.channels()];
-        let lse = forward(slice(qkv, layout)?, self.heads, &self.keys, &mut y);
-        if self.save {
-            self.lse.get_or_init(|| lse);
-        }
-        Ok((
-            CpuStorage::F32(y),
-            (self.heads.batch, self.heads.tokens, self.heads.channels()).into(),
-        ))
+        self.0.forward(qkv, layout, None)
     }
 
     fn bwd(&self, qkv: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         count("self_attention.backward");
-        let Some(lse) = self.lse.get() else {
-            bail!("self_attention: the forward pass kept nothing for the gradient")
+        Ok(Some(self.0.backward(qkv, grad, None, TableGradient::Dropped)?.0))
+    }
+}
+
+struct RelativeSelfAttention {
+    fused: Fused,
+    grid: (usize, usize),
+}
+
+impl CustomOp3 for RelativeSelfAttention {
+    fn name(&self) -> &'static str {
+        "relative_self_attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        layout: &Layout,
+        height: &CpuStorage,
+        height_layout: &Layout,
+        width: &CpuStorage,
+        width_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        count("relative_self_attention");
+        let tables = (slice(height, height_layout)?, slice(width, width_layout)?);
+        self.fused.forward(qkv, layout, Some(&PlaceTable::from_values(tables, self.grid)?))
+    }
+
+    fn bwd(
+        &self,
+        qkv: &Tensor,
+        height: &Tensor,
+        width: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        count("relative_self_attention.backward");
+        let tables = RelativePosition { height: height.clone(), width: width.clone() };
+        let wanted = match height.track_op() || width.track_op() {
+            true => TableGradient::Wanted,
+            false => TableGradient::Dropped,
         };
-        let grad = grad.contiguous()?;
-        let mut dqkv = vec![0.0; qkv.elem_count()];
-        backward((&values(qkv)?, lse), &values(&grad)?, self.heads, &self.keys, &mut dqkv);
-        Tensor::from_vec(dqkv, qkv.shape(), &Device::Cpu).map(Some)
+        let places = PlaceTable::new(&tables)?;
+        let (dqkv, dtable) = self.fused.backward(qkv, grad, Some(&places), wanted)?;
+        let tables = dtable.map(|dtable| places.table_gradients(&dtable)).transpose()?;
+        let (dheight, dwidth) = tables.unzip();
+        Ok((Some(dqkv), dheight, dwidth))
     }
 }
 
@@ -119,6 +218,7 @@ mod tests {
     use super::*;
     use crate::ops::gradcheck::{check, normal};
     use crate::ops::twin::{assert_twins, random};
+    use candle_core::DType;
 
     /// Keeps token 0 and about half of the others.
     fn half(batch: usize, tokens: usize, dtype: DType) -> Result<Tensor> {
@@ -160,6 +260,40 @@ mod tests {
                 self_attention(&t[0], heads, Some(&keep))
             })?;
         }
+        Ok(())
+    }
+
+    fn relative(t: &[Tensor]) -> RelativePosition {
+        RelativePosition { height: t[1].clone(), width: t[2].clone() }
+    }
+
+    #[test]
+    fn the_composed_gradients_with_relative_positions_are_right() -> Result<()> {
+        let inputs = [normal(&[2, 6, 12], 1)?, normal(&[3, 2], 2)?, normal(&[5, 2], 3)?];
+        check(|t| relative_self_attention(&t[0], 2, &relative(t)), &inputs)
+    }
+
+    #[test]
+    fn fused_equals_composed_with_relative_positions() -> Result<()> {
+        for (batch, (rows, columns), heads, width) in
+            [(2, (14, 14), 3, 64), (1, (9, 37), 2, 32), (2, (2, 5), 2, 8)]
+        {
+            let qkv = random(&[batch, rows * columns, 3 * heads * width], 1)?;
+            let table = |side: usize, seed| random(&[2 * side - 1, width], seed)? * 0.2;
+            let inputs = [qkv, table(rows, 2)?, table(columns, 3)?];
+            assert_twins("relative_self_attention", 1e-5, &inputs, |t| {
+                relative_self_attention(&t[0], heads, &relative(t))
+            })?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn tables_of_another_grid_are_refused() -> Result<()> {
+        let (qkv, table) = (random(&[1, 6, 12], 1)?, random(&[5, 2], 2)?);
+        let positions = RelativePosition { height: table.clone(), width: table };
+        let error = relative_self_attention(&qkv, 2, &positions).unwrap_err().to_string();
+        assert!(error.contains("do not fit 6 tokens"), "{error}");
         Ok(())
     }
 

@@ -25,13 +25,16 @@ mod mlp_branch;
 mod mlp_rows;
 pub mod optimizer;
 mod pool;
+mod relative_position;
 mod resize;
 pub(crate) mod rows;
 mod separable;
+mod sequences;
 mod softmax;
 #[cfg(test)]
 mod twin;
 pub(crate) mod vector;
+mod windows;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -39,7 +42,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 
-pub use attention::{attention, self_attention};
+pub use attention::{attention, relative_self_attention, self_attention};
 pub use attention_branch::AttentionBranch;
 pub use batch_norm::{BatchNorm, NormMode};
 pub use conv_transpose::conv_transpose2x2;
@@ -54,8 +57,10 @@ pub use losses::{
 };
 pub use mlp_branch::MlpBranch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
+pub use relative_position::{RelativePosition, resize_relative_position};
 pub use resize::{Interpolation, resize, resize_bilinear};
 pub use softmax::{log_softmax, softmax};
+pub use windows::{window_partition, window_unpartition};
 
 static CALLS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
 

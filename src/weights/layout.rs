@@ -21,6 +21,10 @@ pub struct Layout {
     pub registers: usize,
     /// Rows of the position embedding.
     pub positions: usize,
+    /// Whether there is a class token.
+    pub cls_token: bool,
+    /// Rows and columns of patches that each block's relative positions are for; empty without them.
+    pub rel_pos: Vec<(usize, usize)>,
 }
 
 impl Layout {
@@ -33,6 +37,9 @@ impl Layout {
         };
         let depth =
             tensors.keys().filter_map(|name| block(name)).max().map_or(0, |last: usize| last + 1);
+        let side = |block: usize, axis: char| {
+            Some(dims(&format!("blocks.{block}.attn.rel_pos_{axis}"))?.first()?.div_ceil(2))
+        };
         Some(Self {
             width,
             depth,
@@ -41,6 +48,8 @@ impl Layout {
             layer_scale: dims("blocks.0.ls1.gamma").is_some(),
             registers: dims("reg_token").map_or(0, |dims| dims.get(1).copied().unwrap_or(0)),
             positions: dims("pos_embed").and_then(|dims| dims.get(1).copied()).unwrap_or(0),
+            cls_token: dims("cls_token").is_some(),
+            rel_pos: (0..depth).filter_map(|i| Some((side(i, 'h')?, side(i, 'w')?))).collect(),
         })
     }
 
@@ -75,7 +84,27 @@ impl Layout {
             }
             lines.push(format!("pos_embed_grid: [{side}, {side}]"));
         }
+        if !self.cls_token {
+            lines.push("cls_token: false".into());
+        }
+        lines.extend(self.windows());
         lines.join(", ")
+    }
+}
+
+impl Layout {
+    /// Windows and relative positions, as far as the tables tell: blocks with larger ones see the whole image.
+    fn windows(&self) -> Option<String> {
+        let largest = *self.rel_pos.iter().max()?;
+        let grid = format!("rel_pos: {{ grid: [{}, {}] }}", largest.0, largest.1);
+        let smallest = *self.rel_pos.iter().min()?;
+        if smallest == largest || smallest.0 != smallest.1 {
+            return Some(grid);
+        }
+        let global = self.rel_pos.iter().enumerate().filter(|(_, side)| **side == largest);
+        let global: Vec<String> = global.map(|(block, _)| block.to_string()).collect();
+        let (size, global) = (smallest.0, global.join(", "));
+        Some(format!("window: {{ size: {size}, global_blocks: [{global}] }}, {grid}"))
     }
 }
 
@@ -97,6 +126,9 @@ impl Display for Layout {
         )?;
         if self.layer_scale {
             f.write_str(", layer scale")?;
+        }
+        if !self.rel_pos.is_empty() {
+            f.write_str(", relative positions")?;
         }
         match self.registers {
             0 => Ok(()),

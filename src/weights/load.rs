@@ -4,20 +4,19 @@ use std::collections::BTreeSet;
 use std::fmt::{Display, Formatter};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
-
 use super::checkpoint::Tensors;
-use super::layout::{Layout, square_grid};
+use super::layout::Layout;
 use super::names::{NameMap, to_timm};
 use super::{File, Format, sha256};
-use crate::backbone::resize_pos_embed;
 use crate::params::ParamStore;
 use crate::{Error, Result};
 
+mod positions;
+
 /// Parts of names that the method adds to a pretrained backbone. They may be missing in a file that holds none of the
 /// kind, and a file may hold them although the model does not.
-const ADDED: [&str; 6] =
-    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2."];
+const ADDED: [&str; 7] =
+    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2.", "simfp_"];
 
 /// Whether `name` is that of a layer with one row per class: with other classes it starts anew.
 fn is_classifier(name: &str) -> bool {
@@ -133,7 +132,9 @@ pub fn load_pretrained(
         ignored: renamed.ignored,
     };
     loading.leave_other_classifiers();
-    let resized = loading.fit_positions()?;
+    let mut resized = loading.fit_positions()?;
+    resized.extend(loading.fit_relative_positions()?);
+    loading.leave_prefix_tokens();
     loading.check_shapes()?;
     let missing = loading.missing()?;
     let unexpected = loading.unexpected()?;
@@ -161,6 +162,10 @@ pub fn load_pretrained(
 
 /// The model's name of a renamed tensor.
 fn placed(name: String, map: NameMap, options: &LoadOptions) -> String {
+    if map == NameMap::Detectron2 {
+        // Its names say where they belong.
+        return name.strip_prefix("backbone.").map_or(name.clone(), |rest| options.full(rest));
+    }
     if map == NameMap::Segmentor || name.starts_with("head.") {
         return name;
     }
@@ -244,9 +249,15 @@ impl Loading<'_> {
         if let Some(kind) = ADDED.iter().find(|kind| rest.contains(**kind)) {
             return !self.tensors.keys().any(|name| name.contains(kind));
         }
-        // The segmentation model of [DyT] has no final norm, because its head reads the blocks themselves.
-        let norm = self.map == NameMap::Segmentor && rest.starts_with("norm.");
-        norm || self.options.may_lack.iter().any(|part| rest.contains(part))
+        // The segmentation model of [DyT] and ViTDet have no final norm, because their heads read the blocks themselves.
+        let without_norm = [NameMap::Segmentor, NameMap::HuggingFaceVitDet, NameMap::Detectron2]
+            .contains(&self.map);
+        if rest.contains(".attn.rel_pos_") {
+            // ViTDet starts from weights without relative positions.
+            return !self.tensors.keys().any(|name| name.contains(".attn.rel_pos_"));
+        }
+        without_norm && rest.starts_with("norm.")
+            || self.options.may_lack.iter().any(|part| rest.contains(part))
     }
 
     /// Tensors that the model lacks; an error where leaving them out would change what the backbone computes.
@@ -279,90 +290,6 @@ impl Loading<'_> {
             None => "the file holds no vision transformer of this kind; `rescatter weights inspect` shows its tensors".into(),
         }
     }
-
-    /// Bring the position embedding to the model's grid and prefix.
-    fn fit_positions(&mut self) -> Result<Vec<String>> {
-        let name = self.options.full("pos_embed");
-        let (Some(stored), Some(shape)) = (self.tensors.get(&name).cloned(), self.shape(&name))
-        else {
-            return Ok(vec![]);
-        };
-        let (&[1, rows, width], &[_, model_rows, model_width]) = (stored.dims(), &shape[..]) else {
-            return Ok(vec![]);
-        };
-        if width != model_width {
-            // `check_shapes` says what is wrong.
-            return Ok(vec![]);
-        }
-        let to = self.options.grid;
-        let Some(model_prefix) = model_rows.checked_sub(to.0 * to.1) else {
-            return Err(Error::usage(format!(
-                "`{name}` has {model_rows} rows, fewer than the grid {}×{}",
-                to.0, to.1
-            )));
-        };
-        let registers = self
-            .tensors
-            .get(&self.options.full("reg_token"))
-            .map_or(Ok(0), |token| token.dim(1))?;
-        let Some((prefix, from)) = source_grid(rows, registers, to) else {
-            let reason = format!("`pos_embed` has {rows} rows, which are no square grid");
-            return Err(Error::file(self.path, reason)
-                .with_hint("set `backbone.pos_embed_grid` to its rows and columns"));
-        };
-        let resized = resize_pos_embed(&stored.to_dtype(DType::F32)?, prefix, from, to)?;
-        let fitted = self.fit_prefix(&resized, prefix, model_prefix)?;
-        self.tensors.insert(name, fitted);
-        let mut notes = vec![];
-        if from != to {
-            notes.push(format!("pos_embed {}×{} → {}×{}", from.0, from.1, to.0, to.1));
-        }
-        if prefix != model_prefix {
-            notes.push(format!("pos_embed of {prefix} prefix tokens → {model_prefix}"));
-        }
-        Ok(notes)
-    }
-
-    /// Rows for `prefix` class and register tokens → rows for `wanted`.
-    fn fit_prefix(&mut self, positions: &Tensor, prefix: usize, wanted: usize) -> Result<Tensor> {
-        if prefix == wanted {
-            return Ok(positions.clone());
-        }
-        let (_, rows, width) = positions.dims3()?;
-        let patches = positions.narrow(1, prefix, rows - prefix)?.contiguous()?;
-        if wanted == 0 {
-            // The tokens take their own rows with them: (token + position) is all that the blocks ever see.
-            for (index, token) in ["cls_token", "reg_token"].into_iter().enumerate().take(prefix) {
-                let name = self.options.full(token);
-                let Some(value) = self.tensors.get(&name) else { continue };
-                let count = value.dim(1)?;
-                let own = positions.narrow(1, index, count)?;
-                let sum = (value.to_dtype(DType::F32)? + own)?;
-                self.tensors.insert(name, sum);
-            }
-            return Ok(patches);
-        }
-        if prefix > wanted {
-            let reason =
-                format!("`pos_embed` is for {prefix} prefix tokens, the model has {wanted}");
-            return Err(Error::file(self.path, reason).with_hint(self.fitting_config()));
-        }
-        // DINOv2 gives its registers no position.
-        let none = Tensor::zeros((1, wanted - prefix, width), DType::F32, positions.device())?;
-        Ok(Tensor::cat(&[&positions.narrow(1, 0, prefix)?, &none, &patches], 1)?)
-    }
-}
-
-/// How many of a stored position embedding's rows belong to prefix tokens, and the grid of the others: the model's own
-/// grid if it fits, else a square.
-fn source_grid(
-    rows: usize,
-    registers: usize,
-    model: (usize, usize),
-) -> Option<(usize, (usize, usize))> {
-    let same = [1 + registers, 1, 0].into_iter().find(|&prefix| rows == prefix + model.0 * model.1);
-    let square = || square_grid(rows, registers).map(|(prefix, side)| (prefix, (side, side)));
-    same.map(|prefix| (prefix, model)).or_else(square)
 }
 
 /// The first three names and how many there are.

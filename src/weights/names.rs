@@ -8,6 +8,8 @@
 //! | [`Dinov2`](NameMap::Dinov2) | `blocks.0.0.ls1.gamma`, `register_tokens` | DINOv2's own code |
 //! | [`HuggingFaceVit`](NameMap::HuggingFaceVit) | `vit.encoder.layer.0.attention.attention.query.weight` | Hugging Face |
 //! | [`HuggingFaceDinov2`](NameMap::HuggingFaceDinov2) | `encoder.layer.0.layer_scale1.lambda1` | Hugging Face |
+//! | [`HuggingFaceVitDet`](NameMap::HuggingFaceVitDet) | `encoder.layer.0.attention.rel_pos_h` | Hugging Face |
+//! | [`Detectron2`](NameMap::Detectron2) | `backbone.net.blocks.0.attn.rel_pos_h` | detectron2's ViTDet |
 //! | [`Google`](NameMap::Google) | `Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel` | Google's `.npz` |
 
 use std::collections::BTreeMap;
@@ -31,6 +33,10 @@ pub enum NameMap {
     HuggingFaceVit,
     /// Hugging Face's `Dinov2Model`, with or without registers.
     HuggingFaceDinov2,
+    /// Hugging Face's `VitDetModel` and `VitDetBackbone`.
+    HuggingFaceVitDet,
+    /// detectron2's ViTDet: timm's names below `backbone.net.`, the pyramid below `backbone.`, heads beside it.
+    Detectron2,
     /// Google's Flax code.
     Google,
 }
@@ -44,6 +50,8 @@ impl std::fmt::Display for NameMap {
             Self::Dinov2 => "DINOv2",
             Self::HuggingFaceVit => "Hugging Face ViT",
             Self::HuggingFaceDinov2 => "Hugging Face DINOv2",
+            Self::HuggingFaceVitDet => "Hugging Face VitDet",
+            Self::Detectron2 => "detectron2",
             Self::Google => "Google npz",
         })
     }
@@ -129,6 +137,12 @@ fn detect(tensors: &Tensors) -> Option<NameMap> {
     if any("encoderblock_") {
         return Some(NameMap::Google);
     }
+    if any("net.patch_embed.") {
+        return Some(NameMap::Detectron2);
+    }
+    if any("embeddings.projection.") && any("encoder.layer.") && !any("patch_embeddings.") {
+        return Some(NameMap::HuggingFaceVitDet);
+    }
     if any("patch_embeddings.projection.") {
         let map = if any("layer_scale1.lambda1") {
             NameMap::HuggingFaceDinov2
@@ -157,6 +171,8 @@ fn becomes(map: NameMap, name: &str, tensor: Tensor) -> Result<Becomes> {
     Ok(match map {
         NameMap::Google => return google(name, &tensor),
         NameMap::HuggingFaceVit | NameMap::HuggingFaceDinov2 => hugging_face(name, tensor),
+        NameMap::HuggingFaceVitDet => hugging_face_vitdet(name, tensor),
+        NameMap::Detectron2 => detectron2(name, tensor),
         NameMap::Dinov2 => dinov2(name, tensor),
         NameMap::Timm | NameMap::Dyt | NameMap::Segmentor => timm(name, tensor),
     })
@@ -266,6 +282,36 @@ fn hugging_face_block(block: usize, rest: &str, tensor: &Tensor) -> Option<Becom
         }
         Err(_) => Becomes::Whole(format!("blocks.{block}.{new}{parameter}"), tensor.clone()),
     })
+}
+
+/// `VitDetModel` has detectron2's modules under other names of their containers.
+fn hugging_face_vitdet(name: &str, tensor: Tensor) -> Becomes {
+    let name = name.strip_prefix("vitdet.").unwrap_or(name);
+    let new = match name.strip_prefix("embeddings.") {
+        Some("position_embeddings") => "pos_embed".into(),
+        Some(rest) => rest.replacen("projection.", "patch_embed.proj.", 1),
+        None => match block_of(name, &["encoder.layer."]) {
+            Some((block, rest)) => {
+                format!("blocks.{block}.{}", rest.replacen("attention.", "attn.", 1))
+            }
+            None => name.to_owned(),
+        },
+    };
+    Becomes::Whole(new, tensor)
+}
+
+/// The transformer directly below `backbone.`; whatever else the file holds keeps its name.
+fn detectron2(name: &str, tensor: Tensor) -> Becomes {
+    if ["pixel_mean", "pixel_std"].contains(&name) {
+        return Becomes::Nothing;
+    }
+    let inner = name.strip_prefix("backbone.").unwrap_or(name);
+    let new = match inner.strip_prefix("net.") {
+        Some(rest) => format!("backbone.{rest}"),
+        None if inner.starts_with("simfp_") => format!("backbone.{inner}"),
+        None => name.to_owned(),
+    };
+    Becomes::Whole(new, tensor)
 }
 
 /// The number after one of `prefixes` and what follows it.

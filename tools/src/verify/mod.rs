@@ -7,6 +7,7 @@ mod heads;
 mod maps;
 mod optim;
 mod vit;
+mod vitdet;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -39,6 +40,7 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
         "dyt_vit" => vit::evaluation(fixture),
         "dyt_vit_train" => vit::training(fixture),
         "dense_features" => vit::dense_features(fixture),
+        "vitdet" => vitdet::vitdet(fixture),
         "optim" => optim::optim(fixture),
         "uper_head" => heads::evaluation(fixture),
         "uper_head_train" => heads::training(fixture),

@@ -39,9 +39,12 @@ impl Net {
             mlp_ratio: Some(fixture.hyper("mlp_ratio")?),
             patch_size,
             layer_scale: fixture.hyper("layer_scale")?,
+            cls_token: true,
             reg_tokens: fixture.hyper("reg_tokens")?,
             no_embed_class: fixture.hyper("no_embed_class")?,
             pos_embed_grid: [height / patch_size, width / patch_size],
+            window: None,
+            rel_pos: None,
             weights: None,
             drop_path: 0.0,
         };

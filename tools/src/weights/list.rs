@@ -28,9 +28,10 @@ struct Published {
 }
 
 const B16: &str = "arch: vit_b, patch_size: 16, pos_embed_grid: [14, 14]";
+const VITDET_B: &str = "arch: vit_b, patch_size: 16, pos_embed_grid: [14, 14], cls_token: false, window: { size: 14, global_blocks: [2, 5, 8, 11] }, rel_pos: { grid: [64, 64] }";
 const L16: &str = "arch: vit_l, patch_size: 16, pos_embed_grid: [14, 14]";
 
-const PUBLISHED: [Published; 11] = [
+const PUBLISHED: [Published; 12] = [
     Published {
         name: "ViT-B/16 ImageNet-21k (the backbone of [DyT])",
         file: "jx_vit_base_patch16_224_in21k-e5005f0a.pth",
@@ -109,6 +110,14 @@ const PUBLISHED: [Published; 11] = [
         place: "huggingface.co/timm/vit_small_patch14_reg4_dinov2.lvd142m",
         names: "timm",
         config: "arch: vit_s, patch_size: 14, layer_scale: true, reg_tokens: 4, no_embed_class: true, pos_embed_grid: [37, 37]",
+        sha256: None,
+    },
+    Published {
+        name: "ViTDet-B, Mask R-CNN on COCO (saved again with torch.save: the file is a plain pickle)",
+        file: "model_final_61ccd1.pkl",
+        place: "github.com/facebookresearch/detectron2, projects/ViTDet",
+        names: "detectron2",
+        config: VITDET_B,
         sha256: None,
     },
     Published {
