@@ -8,6 +8,7 @@ pub mod evaluation;
 pub mod flops;
 pub mod kept;
 pub mod linear;
+pub mod mask_rcnn;
 pub mod pixel_classifier;
 pub mod predictor;
 pub mod run;
