@@ -16,12 +16,13 @@ use crate::{Error, Result};
 
 /// Parts of names that the method adds to a pretrained backbone. They may be missing in a file that holds none of the
 /// kind, and a file may hold them although the model does not.
-const ADDED: [&str; 6] =
-    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2."];
+const ADDED: [&str; 7] =
+    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2.", "simfp_"];
 
 /// Whether `name` is that of a layer with one row per class: with other classes it starts anew.
 fn is_classifier(name: &str) -> bool {
-    name.starts_with("head.") || name.contains(".conv_seg.")
+    const BY_CLASS: [&str; 3] = [".conv_seg.", ".box_predictor.", ".mask_fcn_logits."];
+    name.starts_with("head.") || BY_CLASS.iter().any(|part| name.contains(part))
 }
 
 /// Where a checkpoint goes.
@@ -161,7 +162,11 @@ pub fn load_pretrained(
 
 /// The model's name of a renamed tensor.
 fn placed(name: String, map: NameMap, options: &LoadOptions) -> String {
-    if map == NameMap::Segmentor || name.starts_with("head.") {
+    if map == NameMap::Detectron2 {
+        // Its names say where they belong.
+        return name.strip_prefix("backbone.").map_or(name.clone(), |rest| options.full(rest));
+    }
+    if [NameMap::Segmentor, NameMap::Torchvision].contains(&map) || name.starts_with("head.") {
         return name;
     }
     if name == "query_token" || name.starts_with("attentive_blocks.") {
@@ -244,8 +249,9 @@ impl Loading<'_> {
         if let Some(kind) = ADDED.iter().find(|kind| rest.contains(**kind)) {
             return !self.tensors.keys().any(|name| name.contains(kind));
         }
-        // The segmentation model of [DyT] has no final norm, because its head reads the blocks themselves.
-        let norm = self.map == NameMap::Segmentor && rest.starts_with("norm.");
+        // The segmentation model of [DyT] and ViTDet have no final norm, because their heads read the blocks themselves.
+        let without_norm = [NameMap::Segmentor, NameMap::Detectron2].contains(&self.map);
+        let norm = without_norm && rest.starts_with("norm.");
         norm || self.options.may_lack.iter().any(|part| rest.contains(part))
     }
 
