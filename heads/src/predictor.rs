@@ -158,7 +158,7 @@ impl Predictor {
     }
 
     fn input(&self, image: &RgbImage) -> Result<(Tensor, ImageMeta)> {
-        let frame = Frame { image: image.clone(), label: None, ignore_index: 0, flipped: false };
+        let frame = Frame::new(image.clone());
         // The transforms of an evaluation draw nothing.
         let mut stream = Rng::new(0).stream(Purpose::Augment, 0, 0);
         let done = self.pipeline.apply(frame, String::new(), &mut stream)?;
