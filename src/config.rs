@@ -315,6 +315,9 @@ pub struct CocoConfig {
     pub images: PathBuf,
     /// `instances_*.json`.
     pub annotations: PathBuf,
+    /// Takes only the images with the lowest ids, as many as this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<usize>,
     /// Whether images without an object are left out (crowds do not count); in training only.
     #[serde(default)]
     pub filter_empty: bool,

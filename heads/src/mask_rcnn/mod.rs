@@ -9,6 +9,7 @@ pub mod anchors;
 pub mod box_head;
 pub mod config;
 pub mod detections;
+pub mod flops;
 mod layers;
 pub mod mask_head;
 pub mod matcher;
@@ -95,6 +96,11 @@ impl MaskRcnn {
     /// K.
     pub fn classes(&self) -> usize {
         self.classes
+    }
+
+    /// Whether it predicts masks.
+    pub fn has_masks(&self) -> bool {
+        self.config.mask_head.is_some()
     }
 
     /// The section of the config.

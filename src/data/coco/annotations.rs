@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::json;
 use super::rle::{Refused, Rle};
+use crate::config::CocoConfig;
 use crate::{Error, Result};
 
 /// An annotation file: images, objects and categories with their own ids.
@@ -107,6 +108,22 @@ impl Annotations {
         }
         if file.categories.is_empty() {
             return empty("categories");
+        }
+        Ok(file)
+    }
+
+    /// The file of `config`, with the images that it asks for.
+    ///
+    /// # Errors
+    /// As [`Annotations::read`].
+    pub fn of(config: &CocoConfig) -> Result<Self> {
+        let mut file = Self::read(&config.annotations)?;
+        if let Some(count) = config.first {
+            let mut ids: Vec<u64> = file.images.iter().map(|image| image.id).collect();
+            ids.sort_unstable();
+            ids.truncate(count);
+            file.images.retain(|image| ids.binary_search(&image.id).is_ok());
+            file.objects.retain(|object| ids.binary_search(&object.image_id).is_ok());
         }
         Ok(file)
     }

@@ -3,6 +3,8 @@
 use hotcoco::mask as codec;
 use ndarray::{Array2, ArrayView2};
 
+use crate::data::InstanceMask;
+
 /// A reason that a mask is refused, for a message that names file and object.
 pub type Refused = String;
 
@@ -74,6 +76,40 @@ impl Rle {
         codec::encode(&columns, height as u32, width as u32).map(Self).map_err(|e| e.to_string())
     }
 
+    /// The mask of an object in an image of `size` (height, width), read off its part of the image alone.
+    ///
+    /// # Errors
+    /// If the part does not lie in the image, or that has 2³² pixels or more.
+    pub fn from_instance(mask: &InstanceMask, size: (u32, u32)) -> Result<Self, Refused> {
+        let ((top, left), (rows, columns)) = (mask.origin, mask.bitmap.dim());
+        let (height, width) = (size.0 as usize, size.1 as usize);
+        let pixels = u32::try_from(height * width).map_err(|_| "the image is too large")?;
+        if rows * columns > 0 && (top + rows > height || left + columns > width) {
+            return Err(format!("a mask of {rows} rows and {columns} columns leaves its image"));
+        }
+        // Where the value changes, first from 0 to 1.
+        let mut changes: Vec<u32> = Vec::new();
+        for (x, column) in mask.bitmap.columns().into_iter().enumerate() {
+            let start = (left + x) * height + top;
+            for (y, value) in column.iter().enumerate() {
+                if (*value > 0) != (changes.len() % 2 == 1) {
+                    changes.push((start + y) as u32);
+                }
+            }
+            // What lies below the part is outside; with no room there, the next column may go on.
+            if changes.len() % 2 == 1 && (rows < height || x + 1 == columns) {
+                changes.push((start + rows) as u32);
+            }
+        }
+        changes.push(pixels);
+        let before = std::iter::once(&0).chain(&changes);
+        let counts = changes.iter().zip(before).map(|(end, start)| end - start).collect::<Vec<_>>();
+        // A mask that reaches the last pixel has no zeros after it.
+        let ends = counts.len() > 1 && counts.last() == Some(&0);
+        let counts = if ends { counts[..counts.len() - 1].to_vec() } else { counts };
+        Self::from_counts(size, counts)
+    }
+
     /// 1 inside, 0 outside.
     pub fn to_bitmap(&self) -> Array2<u8> {
         let (height, width) = self.size();
@@ -132,5 +168,38 @@ pub(super) fn check_polygon(polygon: &[f64]) -> Result<(), Refused> {
     match polygon.iter().find(|value| !value.is_finite()) {
         Some(value) => Err(format!("a polygon holds {value}")),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::s;
+
+    use super::*;
+
+    #[test]
+    fn a_part_of_an_image_has_the_runs_of_the_whole() {
+        // In the middle, the whole height, the last pixel, the first one, everything, nothing.
+        let cases: [((usize, usize), Vec<Vec<u8>>); 6] = [
+            ((1, 2), vec![vec![1, 0, 1], vec![1, 1, 0]]),
+            ((0, 1), vec![vec![1, 1], vec![0, 1], vec![1, 1], vec![1, 0]]),
+            ((3, 4), vec![vec![1]]),
+            ((0, 0), vec![vec![1, 0]]),
+            ((0, 0), vec![vec![1; 5]; 4]),
+            ((2, 2), vec![vec![0, 0]]),
+        ];
+        for (origin, rows) in cases {
+            let (height, width) = (rows.len(), rows[0].len());
+            let bitmap = Array2::from_shape_vec((height, width), rows.concat()).unwrap();
+            let mut whole = Array2::<u8>::zeros((4, 5));
+            let part = s![origin.0..origin.0 + height, origin.1..origin.1 + width];
+            whole.slice_mut(part).assign(&bitmap);
+            let mask = InstanceMask { origin, bitmap };
+            let found = Rle::from_instance(&mask, (4, 5)).unwrap();
+            assert_eq!(found.to_bitmap(), whole);
+            assert_eq!(found, Rle::from_bitmap(whole.view()).unwrap(), "{origin:?}");
+        }
+        let outside = InstanceMask { origin: (3, 0), bitmap: Array2::ones((2, 1)) };
+        assert!(Rle::from_instance(&outside, (4, 5)).is_err());
     }
 }

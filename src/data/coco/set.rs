@@ -44,7 +44,7 @@ impl CocoSet {
     /// If the annotation file cannot be read; and, unless broken samples are skipped, if an image is missing or anything
     /// in the file is broken.
     pub fn new(config: &CocoConfig, pipeline: Pipeline) -> Result<Self> {
-        let mut file = Annotations::read(&config.annotations)?;
+        let mut file = Annotations::of(config)?;
         let masks = file.objects.iter().any(ObjectRecord::has_mask);
         let mut faults = faults(&file, config)?;
         let places = file.image_index();

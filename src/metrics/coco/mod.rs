@@ -6,7 +6,6 @@
 mod breakdown;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hotcoco::COCOeval;
@@ -237,9 +236,8 @@ impl CocoAp {
     /// Nothing detected yet on the images of an annotation file.
     ///
     /// # Errors
-    /// If the file cannot be read or scores on it would be undefined.
-    pub fn new(annotations: &Path) -> Result<Self> {
-        let truth = Annotations::read(annotations)?;
+    /// If scores on it would be undefined.
+    pub fn new(truth: Annotations) -> Result<Self> {
         check(&truth, IouType::Bbox)?;
         let places = truth
             .images
