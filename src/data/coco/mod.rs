@@ -13,4 +13,3 @@ pub use problems::{Depth, Fault, Problem};
 pub use results::Detection;
 pub use rle::{Merge, Refused, Rle};
 pub use set::CocoSet;
-
