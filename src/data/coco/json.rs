@@ -17,8 +17,8 @@ fn complaint(path: &Path, bytes: &[u8], error: &serde_json::Error) -> Error {
     let record = record_around(bytes, at).map(|text| ids(&text)).unwrap_or_default();
     let of =
         if record.is_empty() { String::new() } else { format!(" (in the record with {record})") };
-    let after =
-        String::from_utf8_lossy(&bytes[at.saturating_sub(1).min(bytes.len())..]).into_owned();
+    let rest = &bytes[at.saturating_sub(1).min(bytes.len())..];
+    let after = String::from_utf8_lossy(&rest[..rest.len().min(16)]).into_owned();
     let why = match ["NaN", "-Infinity", "Infinity"].iter().find(|word| after.starts_with(**word)) {
         Some(word) => {
             format!("{word} is not a number: line {}, column {}", error.line(), error.column())

@@ -40,6 +40,24 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// A few words for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DuplicateImage => "duplicate image",
+            Self::DuplicateAnnotation => "duplicate annotation id",
+            Self::DuplicateCategory => "duplicate category",
+            Self::EmptyImage => "image without pixels",
+            Self::UnknownImage => "unknown image id",
+            Self::UnknownCategory => "unknown category id",
+            Self::BrokenBox => "broken box",
+            Self::BrokenMask => "broken mask",
+            Self::MissingMask => "missing mask",
+            Self::BoxOutside => "box outside its image",
+            Self::EmptyBox => "box without area",
+            Self::EmptyMask => "mask without pixels",
+        }
+    }
+
     /// Whether a set with this fault cannot be trained on as it is; the others are dealt with.
     pub fn stops_training(self) -> bool {
         !matches!(

@@ -94,15 +94,12 @@ impl CocoSet {
         &self.categories
     }
 
-    /// Reads image `index` and checks its size, untransformed.
+    /// Reads image `index`, untransformed.
     ///
     /// # Errors
-    /// If the file is missing or broken, its size is not that of the annotations, or its annotations are broken.
+    /// If the file is missing or broken, or its size is not that of the annotations.
     pub fn read(&self, index: usize) -> Result<RgbImage> {
         let entry = &self.entries[index];
-        if let Some(fault) = &entry.fault {
-            return Err(Error::file(&self.annotations, fault));
-        }
         let path = self.path(index);
         let image = read_image(&path)?;
         let (given, real) = ((entry.image.width, entry.image.height), image.dimensions());
@@ -173,8 +170,11 @@ impl Dataset for CocoSet {
     }
 
     fn get(&self, index: usize, stream: &mut Stream) -> Result<Sample<Instances>> {
+        let Entry { image: record, objects, fault } = &self.entries[index];
+        if let Some(fault) = fault {
+            return Err(Error::file(&self.annotations, fault));
+        }
         let image = self.read(index)?;
-        let Entry { image: record, objects, .. } = &self.entries[index];
         let done = self.pipeline.apply(Frame::new(image), record.file_name.clone(), stream)?;
         let journey = Journey {
             original: (record.height, record.width),
