@@ -56,6 +56,7 @@ fn config(folder: &Path) -> CocoConfig {
     CocoConfig {
         images: folder.join("images"),
         annotations: folder.join("gt.json"),
+        first: None,
         filter_empty: false,
         on_error: OnError::Stop,
     }

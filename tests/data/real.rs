@@ -144,6 +144,7 @@ fn cocos_real_images_and_masks_are_read() {
     let coco = CocoConfig {
         images: root.join("val2017"),
         annotations: root.join("instances_val2017.json"),
+        first: None,
         filter_empty: false,
         on_error: OnError::Stop,
     };

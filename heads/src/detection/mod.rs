@@ -70,7 +70,7 @@ pub fn at_original(found: &Detections) -> Vec<Object> {
 /// If it is not one COCO set.
 pub fn collector(split: &SplitConfig) -> Result<CocoAp> {
     match &split.coco {
-        Some(config) => CocoAp::new(Annotations::of(config)?),
+        Some(config) => CocoAp::of(Annotations::of(config)?),
         None => Err(Error::usage("detection is evaluated on one annotation file")
             .with_hint("let `data.val` be one `coco` reader, without `concat`")),
     }

@@ -6,6 +6,7 @@
 mod breakdown;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hotcoco::COCOeval;
@@ -236,8 +237,16 @@ impl CocoAp {
     /// Nothing detected yet on the images of an annotation file.
     ///
     /// # Errors
+    /// If the file cannot be read or scores on it would be undefined.
+    pub fn new(annotations: &Path) -> Result<Self> {
+        Self::of(Annotations::read(annotations)?)
+    }
+
+    /// Nothing detected yet on the images of `truth`.
+    ///
+    /// # Errors
     /// If scores on it would be undefined.
-    pub fn new(truth: Annotations) -> Result<Self> {
+    pub fn of(truth: Annotations) -> Result<Self> {
         check(&truth, IouType::Bbox)?;
         let places = truth
             .images
