@@ -165,8 +165,9 @@ pub fn evaluate_detection(
         ap.add(&batch.metas[0].name, objects.collect::<Result<Vec<_>>>()?)?;
         (options.progress)(tally.images, set.len());
     }
-    let scores = Scores::Detection(DetectionScores::new(&ap, model.head.has_masks())?);
-    let evaluation = tally.finish(scores, set.classes(), loader.skipped());
+    let boxes = DetectionScores::of_boxes(&ap)?;
+    let scores = if model.head.has_masks() { boxes.with_masks(&ap)? } else { boxes };
+    let evaluation = tally.finish(Scores::Detection(scores), set.classes(), loader.skipped());
     Ok(Evaluation { detections: ap.detections().to_vec(), ..evaluation })
 }
 

@@ -112,7 +112,7 @@ mod tests {
     fn slow(boxes: &[[f32; 4]], scores: &[f32], threshold: f32) -> Vec<usize> {
         let mut kept: Vec<usize> = Vec::new();
         for i in by_falling_score(scores) {
-            if kept.iter().all(|&k| !(iou(boxes[k], boxes[i]) > threshold)) {
+            if !kept.iter().any(|&k| iou(boxes[k], boxes[i]) > threshold) {
                 kept.push(i);
             }
         }

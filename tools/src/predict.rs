@@ -55,19 +55,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let images = inputs(&args.inputs)?;
     let trained =
         Trained::open(&args.run, args.checkpoint.into(), &args.overrides)?.calibrated()?;
-    let writer: Box<dyn Fn(&Path, &Path) -> Result<()>> = match trained.model {
+    let writer = match trained.model {
         TaskModel::Detection(_) => {
-            let writer = detection::Writer::new(&args, DetectionPredictor::new(trained)?)?;
-            Box::new(move |name, path| writer.one(name, path))
+            let predictor = DetectionPredictor::new(trained)?;
+            AnyWriter::Detection(detection::Writer::new(&args, predictor)?)
         }
-        _ => {
-            let writer = Writer::new(&args, Predictor::new(trained)?)?;
-            Box::new(move |name, path| writer.one(name, path))
-        }
+        _ => AnyWriter::Segmentation(Writer::new(&args, Predictor::new(trained)?)?),
     };
     let mut failed = 0;
     for (name, path) in &images {
-        if let Err(error) = writer(name, path) {
+        if let Err(error) = writer.one(name, path) {
             failed += 1;
             eprintln!("error: {error:#}");
         }
@@ -107,7 +104,23 @@ fn inputs(given: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>> {
     Ok(images)
 }
 
-/// Draws and writes what was predicted.
+/// That of the model's task.
+#[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
+enum AnyWriter<'a> {
+    Segmentation(Writer<'a>),
+    Detection(detection::Writer<'a>),
+}
+
+impl AnyWriter<'_> {
+    fn one(&self, name: &Path, path: &Path) -> Result<()> {
+        match self {
+            Self::Segmentation(writer) => writer.one(name, path),
+            Self::Detection(writer) => writer.one(name, path),
+        }
+    }
+}
+
+/// Draws and writes what was segmented.
 struct Writer<'a> {
     args: &'a Args,
     predictor: Predictor,

@@ -144,8 +144,13 @@ mod tests {
         (image, ImageMeta { name: "p".into(), original: size, input: size, flipped: false })
     }
 
-    fn detect(model: &Model<MaskRcnn>, flip: bool, image: &Tensor, meta: &ImageMeta) -> Found {
-        let config = EvalConfig { flip, ..EvalConfig::default() };
+    fn detect(
+        model: &Model<MaskRcnn>,
+        mirrored_too: Mirrored,
+        image: &Tensor,
+        meta: &ImageMeta,
+    ) -> Found {
+        let config = EvalConfig { flip: mirrored_too == Mirrored::Too, ..EvalConfig::default() };
         Detector::new(model, &config).unwrap().detect(image, meta).unwrap()
     }
 
@@ -154,9 +159,9 @@ mod tests {
         let model = model();
         let (image, meta) = picture((40, 48));
         let padded = image.pad_with_zeros(2, 0, 8).unwrap().pad_with_zeros(3, 0, 16).unwrap();
-        let plain = detect(&model, false, &image, &meta);
+        let plain = detect(&model, Mirrored::No, &image, &meta);
         assert_eq!(plain.detections.boxes.len(), 12);
-        assert_eq!(plain.detections, detect(&model, false, &padded, &meta).detections);
+        assert_eq!(plain.detections, detect(&model, Mirrored::No, &padded, &meta).detections);
         assert_eq!((plain.kept.overall(), plain.layers_worked.unwrap().dim()), (0.5, (40, 48)));
         let inside = |b: &[f32; 4]| b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= 48.0 && b[3] <= 40.0;
         assert!(plain.detections.boxes.iter().all(inside));
@@ -167,9 +172,9 @@ mod tests {
     fn with_mirroring_a_mirrored_image_gives_the_mirrored_result() {
         let model = model();
         let (image, meta) = picture((40, 48));
-        let plain = detect(&model, true, &image, &meta).detections;
+        let plain = detect(&model, Mirrored::Too, &image, &meta).detections;
         let turned = image.flip(&[3]).unwrap().contiguous().unwrap();
-        let turned = detect(&model, true, &turned, &meta).detections;
+        let turned = detect(&model, Mirrored::Too, &turned, &meta).detections;
         // Equal scores may come in another order: every object must have its counterpart.
         for (i, b) in plain.boxes.iter().enumerate() {
             let wanted = mirror(*b, 48);

@@ -23,15 +23,20 @@ const SEGM: [&str; FOLLOWED] =
     ["segm.AP", "segm.AP50", "segm.AP75", "segm.APs", "segm.APm", "segm.APl"];
 
 impl DetectionScores {
-    /// Of what `ap` collected.
+    /// Of the boxes that `ap` collected.
     ///
     /// # Errors
-    /// If the annotations have no masks although the model does, or a detection is broken.
-    pub fn new(ap: &CocoAp, masks: bool) -> Result<Self> {
-        Ok(Self {
-            bbox: ap.scores(IouType::Bbox)?,
-            segm: masks.then(|| ap.scores(IouType::Segm)).transpose()?,
-        })
+    /// If a detection is broken.
+    pub fn of_boxes(ap: &CocoAp) -> Result<Self> {
+        Ok(Self { bbox: ap.scores(IouType::Bbox)?, segm: None })
+    }
+
+    /// The same with those of the masks.
+    ///
+    /// # Errors
+    /// If the annotations have no masks, or a detection is broken.
+    pub fn with_masks(self, ap: &CocoAp) -> Result<Self> {
+        Ok(Self { segm: Some(ap.scores(IouType::Segm)?), ..self })
     }
 
     /// The precisions by name; nothing where nothing is annotated.

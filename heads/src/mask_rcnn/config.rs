@@ -270,6 +270,10 @@ pub struct SoftNmsConfig {
     pub min_score: f32,
 }
 
+fn not_positive(value: f32) -> bool {
+    value.is_nan() || value <= 0.0
+}
+
 fn default_min_score() -> f32 {
     0.001
 }
@@ -302,14 +306,14 @@ impl MaskRcnnConfig {
                 self.anchors.ratios.len()
             );
         }
-        if self.anchors.sizes.iter().chain(&self.anchors.ratios).any(|v| !(*v > 0.0)) {
+        if self.anchors.sizes.iter().chain(&self.anchors.ratios).any(|v| not_positive(*v)) {
             bail!("the numbers of `head.mask_rcnn.anchors` must be positive");
         }
         if self.box_head.fcs == 0 {
             bail!("`head.mask_rcnn.box_head.fcs` must be at least 1");
         }
-        let weights = self.stages().into_iter().flat_map(|(weights, _)| weights);
-        if weights.into_iter().any(|w| !(w > 0.0)) {
+        let mut weights = self.stages().into_iter().flat_map(|(weights, _)| weights);
+        if weights.any(not_positive) {
             bail!("the weights of box deltas in `head.mask_rcnn` must be positive");
         }
         if let Some(CascadeConfig { ious, weights }) = &self.cascade

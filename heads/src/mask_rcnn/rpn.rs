@@ -153,9 +153,8 @@ impl RpnOutput {
         sizes: &[(usize, usize)],
         options: &ProposalOptions,
     ) -> Result<Vec<ProposalSet>> {
-        let host = |levels: &[Tensor]| -> Result<Vec<Vec<f32>>> {
-            levels.iter().map(|level| on_host(level)).collect()
-        };
+        let host =
+            |levels: &[Tensor]| -> Result<Vec<Vec<f32>>> { levels.iter().map(on_host).collect() };
         let (logits, deltas) = (host(&self.logits)?, host(&self.deltas)?);
         let images = sizes.par_iter().enumerate().map(|(image, &size)| {
             let levels: Vec<_> = anchors

@@ -173,24 +173,23 @@ pub(super) fn check_polygon(polygon: &[f64]) -> Result<(), Refused> {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::s;
+    use ndarray::{array, s};
 
     use super::*;
 
     #[test]
     fn a_part_of_an_image_has_the_runs_of_the_whole() {
         // In the middle, the whole height, the last pixel, the first one, everything, nothing.
-        let cases: [((usize, usize), Vec<Vec<u8>>); 6] = [
-            ((1, 2), vec![vec![1, 0, 1], vec![1, 1, 0]]),
-            ((0, 1), vec![vec![1, 1], vec![0, 1], vec![1, 1], vec![1, 0]]),
-            ((3, 4), vec![vec![1]]),
-            ((0, 0), vec![vec![1, 0]]),
-            ((0, 0), vec![vec![1; 5]; 4]),
-            ((2, 2), vec![vec![0, 0]]),
+        let cases = [
+            ((1, 2), array![[1, 0, 1], [1, 1, 0]]),
+            ((0, 1), array![[1, 1], [0, 1], [1, 1], [1, 0]]),
+            ((3, 4), array![[1]]),
+            ((0, 0), array![[1, 0]]),
+            ((0, 0), Array2::ones((4, 5))),
+            ((2, 2), array![[0, 0]]),
         ];
-        for (origin, rows) in cases {
-            let (height, width) = (rows.len(), rows[0].len());
-            let bitmap = Array2::from_shape_vec((height, width), rows.concat()).unwrap();
+        for (origin, bitmap) in cases {
+            let (height, width) = bitmap.dim();
             let mut whole = Array2::<u8>::zeros((4, 5));
             let part = s![origin.0..origin.0 + height, origin.1..origin.1 + width];
             whole.slice_mut(part).assign(&bitmap);
