@@ -39,6 +39,7 @@ impl TaskModel {
                 })?)
             }
             (Task::Detection, HeadConfig::MaskRcnn(head)) => {
+                head.check()?;
                 Self::Detection(Model::new(config, &taps, device, |spec, root| {
                     MaskRcnn::new(head, &spec, classes, root)
                 })?)

@@ -1,7 +1,8 @@
 //! Detecting the objects of one image, mirrored or not.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use ndarray::{Array2, s};
+use rescatter::Error;
 use rescatter::backbone::Pass;
 use rescatter::boxes::mirror;
 use rescatter::config::{EvalConfig, EvalMode};
@@ -44,9 +45,10 @@ impl<'a> Detector<'a> {
     ///
     /// # Errors
     /// If `config` asks for a sliding window or other scales.
-    pub fn new(model: &'a Model<MaskRcnn>, config: &EvalConfig) -> Result<Self> {
+    pub fn new(model: &'a Model<MaskRcnn>, config: &EvalConfig) -> rescatter::Result<Self> {
         if config.mode != EvalMode::Whole || config.scales.iter().any(|scale| *scale != 1.0) {
-            bail!("a detector sees whole images at one scale: `eval` takes `flip` alone");
+            return Err(Error::usage("a detector sees whole images at one scale")
+                .with_hint("leave `eval.mode` and `eval.scales` out; `eval.flip` is known"));
         }
         let mirrored_too = if config.flip { Mirrored::Too } else { Mirrored::No };
         Ok(Self { model, mirrored_too })

@@ -1,7 +1,7 @@
 //! The section `head.mask_rcnn`; every default is that of ViTDet's recipe in detectron2.
 
-use candle_core::{Result, bail};
 use rescatter::boxes::Decay;
+use rescatter::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Levels of the pyramid, p2 … p6.
@@ -300,30 +300,32 @@ impl MaskRcnnConfig {
     /// If numbers of things that belong together differ, or something is empty.
     pub fn check(&self) -> Result<()> {
         if self.anchors.sizes.len() != LEVELS || self.anchors.ratios.is_empty() {
-            bail!(
+            return Err(Error::usage(format!(
                 "`head.mask_rcnn.anchors` needs {LEVELS} sizes and at least one ratio, got {} and {}",
                 self.anchors.sizes.len(),
                 self.anchors.ratios.len()
-            );
+            )));
         }
         if self.anchors.sizes.iter().chain(&self.anchors.ratios).any(|v| not_positive(*v)) {
-            bail!("the numbers of `head.mask_rcnn.anchors` must be positive");
+            return Err(Error::usage("the numbers of `head.mask_rcnn.anchors` must be positive"));
         }
         if self.box_head.fcs == 0 {
-            bail!("`head.mask_rcnn.box_head.fcs` must be at least 1");
+            return Err(Error::usage("`head.mask_rcnn.box_head.fcs` must be at least 1"));
         }
         let mut weights = self.stages().into_iter().flat_map(|(weights, _)| weights);
         if weights.any(not_positive) {
-            bail!("the weights of box deltas in `head.mask_rcnn` must be positive");
+            return Err(Error::usage(
+                "the weights of box deltas in `head.mask_rcnn` must be positive",
+            ));
         }
         if let Some(CascadeConfig { ious, weights }) = &self.cascade
             && (ious.len() != weights.len() || !(1..=MAX_STAGES).contains(&ious.len()))
         {
-            bail!(
+            return Err(Error::usage(format!(
                 "`head.mask_rcnn.cascade` needs as many `ious` as `weights`, 1 to {MAX_STAGES}, got {} and {}",
                 ious.len(),
                 weights.len()
-            );
+            )));
         }
         Ok(())
     }

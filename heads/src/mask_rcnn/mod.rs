@@ -76,7 +76,7 @@ impl MaskRcnn {
         classes: usize,
         root: &Scope,
     ) -> Result<Self> {
-        config.check()?;
+        config.check().map_err(candle_core::Error::wrap)?;
         // p4 has the stride of the patches.
         let strides = [0.25, 0.5, 1.0, 2.0, 4.0].map(|factor| factor * spec.stride_px);
         let parts = |root: &Scope| -> Result<Parts> {

@@ -117,3 +117,69 @@ fn assigned(iou: f32, boxes: &[[f32; 4]], objects: &Instances) -> Matches {
     ignore_crowds(&objects.crowds, boxes, &mut found.labels);
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use rescatter::head::World;
+    use rescatter::rng::Rng;
+
+    use super::*;
+
+    /// One object, one crowd; proposals on the object, in the crowd and elsewhere.
+    fn scene() -> (ProposalSet, Instances) {
+        let objects = Instances {
+            boxes: vec![[10.0, 10.0, 30.0, 30.0]],
+            classes: vec![4],
+            masks: Vec::new(),
+            crowds: vec![[50.0, 50.0, 90.0, 90.0]],
+        };
+        let near = (0..6).map(|i| [10.0, 10.0, 30.0, 28.0 + i as f32]);
+        let crowded = (0..20).map(|i| [52.0 + i as f32, 52.0, 72.0 + i as f32, 80.0]);
+        let empty = (0..40).map(|i| [i as f32, 60.0, 20.0 + i as f32, 80.0]);
+        let boxes: Vec<[f32; 4]> = near.chain(crowded).chain(empty).collect();
+        (ProposalSet { logits: vec![0.0; boxes.len()], boxes }, objects)
+    }
+
+    fn sampled(samples: &[u64]) -> Regions {
+        let config = RoiConfig { sampled: 32, ..RoiConfig::default() };
+        let (proposals, objects) = scene();
+        let (rng, world) = (Rng::new(5), World::SINGLE);
+        let ctx = StepContext {
+            training: true,
+            update_stats: true,
+            rng: &rng,
+            step: 0,
+            progress: 0.0,
+            samples,
+            world: &world,
+        };
+        Regions::sampled(&config, 0.5, &[proposals], &[objects], &ctx)
+    }
+
+    #[test]
+    fn crowds_are_never_trained_on_and_objects_are_proposals_too() {
+        let found = sampled(&[7]);
+        // 6 proposals and the object itself are positives; the share allows 8.
+        assert_eq!((found.rois.len(), found.positives().len()), (32, 7));
+        assert!(found.positives().iter().all(|&i| found.labels[i] == 5));
+        assert!(found.rois.iter().any(|roi| roi.bounds == [10.0, 10.0, 30.0, 30.0]));
+        let crowd = [50.0, 50.0, 90.0, 90.0];
+        let inside = |roi: &Roi| rescatter::boxes::share_inside(roi.bounds, crowd) > 0.5;
+        assert!(!found.rois.iter().any(inside));
+        // The same sample draws the same regions, another one others.
+        assert_eq!(found, sampled(&[7]));
+        assert_ne!(found, sampled(&[8]));
+    }
+
+    #[test]
+    fn matching_anew_ignores_crowds_and_keeps_all() {
+        let (proposals, objects) = scene();
+        let rois: Vec<Roi> =
+            proposals.boxes.iter().map(|&bounds| Roi { image: 0, bounds }).collect();
+        let found = Regions::matched(0.95, &rois, &[objects]);
+        assert_eq!(found.rois, rois);
+        // 18 to 23 rows against 20: those of 19, 20 and 21 reach 0.95.
+        assert_eq!(found.positives(), [1, 2, 3]);
+        assert_eq!(found.labels.iter().filter(|&&label| label == IGNORED).count(), 20);
+    }
+}

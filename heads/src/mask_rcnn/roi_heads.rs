@@ -23,6 +23,10 @@ const POOLED: usize = LEVELS - 1;
 const FIRST_LEVEL: usize = 2;
 const PATCH_LEVEL: usize = 4;
 
+/// What a user reads whose data set has boxes alone.
+const NO_MASKS: &str =
+    "the data set has no masks; `head.mask_rcnn.mask_head: null` trains boxes alone";
+
 /// Names of the terms of the cascade's stages.
 const STAGE_TERMS: [(&str, &str); MAX_STAGES] = [
     ("roi.class.0", "roi.box.0"),
@@ -179,9 +183,7 @@ impl RoiHeads {
         for (roi, &matched) in regions.rois.iter().zip(&regions.matched) {
             match objects[roi.image].masks.get(matched) {
                 Some(mask) => pairs.push((roi.bounds, mask)),
-                None => bail!(
-                    "the data set has no masks; `head.mask_rcnn.mask_head: null` trains boxes alone"
-                ),
+                None => return Err(candle_core::Error::Msg(NO_MASKS.into())),
             }
         }
         let (sum, count) = if pairs.is_empty() {
@@ -249,6 +251,9 @@ impl RoiHeads {
                 if score > self.score_threshold {
                     let delta = deltas[place * boxes + if boxes == 1 { 0 } else { class }];
                     let decoded = clip(stage.coder.decode(bounds, delta), sizes[image]);
+                    if !decoded.iter().all(|v| v.is_finite()) {
+                        continue;
+                    }
                     found[image].boxes.push(decoded);
                     found[image].scores.push(score);
                     found[image].classes.push(class as u32 - 1);
