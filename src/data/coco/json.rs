@@ -40,7 +40,8 @@ fn record_around(bytes: &[u8], at: usize) -> Option<String> {
     /// Longer records than this are searched in part.
     const REACH: usize = 1 << 16;
     let mut depth = 0i32;
-    for start in (at.saturating_sub(REACH)..at).rev() {
+    // The byte that was complained of may close the record.
+    for start in (at.saturating_sub(REACH)..at.saturating_sub(1)).rev() {
         match bytes[start] {
             b'}' => depth += 1,
             b'{' if depth > 0 => depth -= 1,

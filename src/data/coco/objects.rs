@@ -197,7 +197,7 @@ mod tests {
     /// The rectangle x 2..10, y 4..10 of a 20 × 16 image, as polygon and as runs.
     fn both() -> [ObjectRecord; 2] {
         let polygon = vec![2.0, 4.0, 10.0, 4.0, 10.0, 10.0, 2.0, 10.0];
-        let runs = Rle::from_polygons((16, 20), &[polygon.clone()]).unwrap();
+        let runs = Rle::from_polygons((16, 20), std::slice::from_ref(&polygon)).unwrap();
         assert_eq!((runs.bbox(), runs.area()), ([2.0, 4.0, 8.0, 6.0], 48));
         [
             square(Segmentation::Polygon(vec![polygon])),

@@ -76,7 +76,6 @@ pub const STATS: [&str; 12] =
 pub struct Evaluated {
     evaluation: COCOeval,
     names: HashMap<u64, String>,
-    table: Vec<String>,
     /// Time for matching and for accumulating.
     pub elapsed: Duration,
 }
@@ -99,15 +98,10 @@ impl Evaluated {
         evaluation.evaluate().map_err(refused)?;
         evaluation.accumulate();
         let elapsed = start.elapsed();
-        // Fills in the twelve numbers, too.
-        let table = evaluation.summarize_lines();
+        // Fills in the twelve numbers; its lines differ from pycocotools'.
+        evaluation.summarize_lines();
         let names = truth.categories.iter().map(|c| (c.id, c.name.clone())).collect();
-        Ok(Self { evaluation, names, table, elapsed })
-    }
-
-    /// The twelve numbers as pycocotools prints them, a line each.
-    pub fn table(&self) -> &[String] {
-        &self.table
+        Ok(Self { evaluation, names, elapsed })
     }
 
     /// The twelve numbers and every category's.
@@ -150,7 +144,10 @@ fn mean_of_known(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Refuses an annotation file on which scores would be undefined.
-fn check(truth: &Annotations, kind: IouType) -> Result<()> {
+///
+/// # Errors
+/// Names the first broken record.
+pub fn check(truth: &Annotations, kind: IouType) -> Result<()> {
     let depth = if kind == IouType::Segm { Depth::Masks } else { Depth::Boxes };
     let mut problems = truth.problems(depth).into_iter();
     let stops = |fault: crate::data::coco::Fault| match kind {

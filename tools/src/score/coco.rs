@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rescatter::Result;
 use rescatter::data::coco::{Annotations, Detection};
-use rescatter::metrics::coco::{Breakdown, CocoScores, Evaluated, IouType};
+use rescatter::metrics::coco::{Breakdown, CocoScores, Evaluated, IouType, check};
 use serde_json::{Map, Value, json};
 
 /// Arguments of `rescatter score coco`.
@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&as_json(kind, &scores, breakdown.as_ref()))?);
         return Ok(());
     }
-    evaluated.table().iter().for_each(|line| println!("{line}"));
+    print_stats(&scores);
     print_categories(&scores);
     if let Some(breakdown) = &breakdown {
         print_breakdown(breakdown);
@@ -59,6 +59,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 fn evaluate(args: &Args, kind: IouType) -> Result<Evaluated> {
     let start = Instant::now();
     let truth = Annotations::read(&args.gt)?;
+    // Before the results are held against it.
+    check(&truth, kind)?;
     let detections = Detection::read_all(&args.dt, &truth)?;
     let (images, found) = (truth.images.len(), detections.len());
     let evaluated = Evaluated::new(&truth, detections, kind)?;
@@ -85,6 +87,30 @@ fn as_json(kind: IouType, scores: &CocoScores, breakdown: Option<&Breakdown>) ->
         value["breakdown"] = json!(breakdown);
     }
     value
+}
+
+/// The twelve numbers as pycocotools prints them.
+fn print_stats(scores: &CocoScores) {
+    for (number, value) in scores.stats.iter().enumerate() {
+        let title = if number < 6 { "Average Precision  (AP)" } else { "Average Recall     (AR)" };
+        let iou = match number {
+            1 => "0.50",
+            2 => "0.75",
+            _ => "0.50:0.95",
+        };
+        let area = match number % 6 {
+            3 => "small",
+            4 => "medium",
+            5 => "large",
+            _ => "all",
+        };
+        let most = match number {
+            6 => 1,
+            7 => 10,
+            _ => 100,
+        };
+        println!(" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = {value:0.3}");
+    }
 }
 
 fn print_categories(scores: &CocoScores) {
