@@ -352,6 +352,9 @@ pub struct SplitConfig {
     /// Image classification: one folder per class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_folder: Option<ImageFolderConfig>,
+    /// Detection: COCO's `instances_*.json` beside a folder of images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coco: Option<CocoConfig>,
     /// Several sets, one after the other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concat: Option<Vec<SplitConfig>>,
@@ -403,6 +406,25 @@ pub struct ImageFolderConfig {
     pub on_error: OnError,
 }
 
+/// Images with COCO's annotations; the classes are the file's categories in the order of their ids.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CocoConfig {
+    /// The folder that `file_name` starts in.
+    pub images: PathBuf,
+    /// `instances_*.json`.
+    pub annotations: PathBuf,
+    /// Takes only the images with the lowest ids, as many as this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<usize>,
+    /// Whether images without an object are left out (crowds do not count); in training only.
+    #[serde(default)]
+    pub filter_empty: bool,
+    /// A broken sample ends the run, or is skipped, counted and reported.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
 /// What happens at a broken sample.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -445,6 +467,17 @@ pub enum TransformConfig {
         /// Round both sides to the nearest multiple of this.
         #[serde(default)]
         multiple_of: Option<usize>,
+    },
+    /// Resize so that the shorter side is one of `sizes`, drawn at random, and the longer one at most `max_size`
+    /// (detectron2's `ResizeShortestEdge`).
+    ///
+    /// Large-scale jitter (Ghiasi et al., arXiv 2012.07177) is `resize: { size: [1024, 1024], ratio_range: [0.1, 2.0] }`, then
+    /// `random_crop` to 1024 × 1024, and `pad` to the same after `normalize`.
+    ResizeShortestEdge {
+        /// Lengths of the shorter side; evaluation takes one.
+        sizes: Vec<usize>,
+        /// Largest longer side.
+        max_size: usize,
     },
     /// Random crop; redrawn up to ten times while one class covers more than `cat_max_ratio` of the labelled pixels.
     RandomCrop {

@@ -1,8 +1,12 @@
-//! Pictures for people: label maps over images, legends, heat maps and contact sheets.
+//! Pictures for people: label maps and objects over images, legends, heat maps and contact sheets.
+
+mod objects;
 
 use image::{Rgb, RgbImage};
 use ndarray::Array2;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
+
+pub use objects::{Drawn, objects};
 
 use crate::data::LabelMap;
 

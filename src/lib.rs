@@ -8,6 +8,7 @@
 //! `h × w` grid of patches, `K` classes.
 
 pub mod backbone;
+pub mod boxes;
 pub mod config;
 pub mod data;
 pub mod dispatch;

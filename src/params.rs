@@ -36,6 +36,8 @@ pub enum Init {
     Uniform(f64),
     /// Uniform in ±sqrt(1 / fan_in): torch's default for linear and convolution weights (Kaiming-uniform with a = √5).
     KaimingUniform,
+    /// Normal with std = sqrt(2 / fan_out), fan_out = out · kernel area: detectron2's `c2_msra_fill`.
+    KaimingNormalFanOut,
 }
 
 /// One named parameter.
@@ -202,6 +204,7 @@ fn initial_values(init: Init, shape: &Shape, stream: &mut Stream) -> Vec<f32> {
     let dims = shape.dims();
     let area: usize = dims.iter().skip(2).product();
     let fan_in = dims.get(1).map_or(1, |&d| d * area).max(1) as f64;
+    let fan_out = dims.first().map_or(1, |&d| d * area).max(1) as f64;
     let mut draw = |f: &mut dyn FnMut(&mut Stream) -> f64| -> Vec<f32> {
         (0..shape.elem_count()).map(|_| f(stream) as f32).collect()
     };
@@ -212,6 +215,7 @@ fn initial_values(init: Init, shape: &Shape, stream: &mut Stream) -> Vec<f32> {
         Init::NormalAround(mean, std) => draw(&mut |s| mean + s.normal() * std),
         Init::Uniform(bound) => draw(&mut |s| s.range(-bound, bound)),
         Init::KaimingUniform => draw(&mut |s| s.range(-1.0, 1.0) / fan_in.sqrt()),
+        Init::KaimingNormalFanOut => draw(&mut |s| s.normal() * (2.0 / fan_out).sqrt()),
     }
 }
 

@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Result, Tensor};
+use ndarray::Array2;
 use rescatter::backbone::{Dims, Pass};
 use rescatter::config::{OptimizerConfig, load};
-use rescatter::data::{Batch, LabelMap};
+use rescatter::data::{Batch, InstanceMask, Instances, LabelMap};
 use rescatter::engine::Optimizer;
 use rescatter::engine::step::{Moment, StepGradients, step_gradients};
 use rescatter::head::{Head, ImageMeta, World};
@@ -24,6 +25,7 @@ const SIDE: usize = 32;
 fn config(task: &str, sections: &str) -> Config {
     let reader = match task {
         "segmentation" => "ade20k: { images: a, labels: b, classes: [sky, road, tree] }",
+        "detection" => "coco: { images: a, annotations: b }",
         _ => "image_folder: { root: a, classes: [sky, road, tree] }",
     };
     let split = format!("{{ {reader}, transforms: [normalize: {{}}] }}");
@@ -42,15 +44,46 @@ fn config(task: &str, sections: &str) -> Config {
 fn segmentation(sections: &str) -> Model<rescatter_heads::SegmentationHead> {
     match TaskModel::new(&config("segmentation", sections), CLASSES, &Device::Cpu).unwrap() {
         TaskModel::Segmentation(model) => model,
-        TaskModel::Classification(_) => panic!("asked for segmentation"),
+        _ => panic!("asked for segmentation"),
     }
 }
 
 fn classification(sections: &str) -> Model<rescatter_heads::ClassifierHead> {
     match TaskModel::new(&config("classification", sections), CLASSES, &Device::Cpu).unwrap() {
         TaskModel::Classification(model) => model,
-        TaskModel::Segmentation(_) => panic!("asked for classification"),
+        _ => panic!("asked for classification"),
     }
+}
+
+fn detection(sections: &str) -> Model<rescatter_heads::MaskRcnn> {
+    match TaskModel::new(&config("detection", sections), CLASSES, &Device::Cpu).unwrap() {
+        TaskModel::Detection(model) => model,
+        _ => panic!("asked for detection"),
+    }
+}
+
+/// Two rectangles of different classes in each image, one of them an ellipse inside its box; and a crowd.
+fn instances() -> Vec<Instances> {
+    let image = |turn: usize| {
+        let boxes = [[2.0, 3.0, 14.0 + turn as f32, 13.0], [15.0, 12.0, 31.0, 30.0]];
+        let mask = |b: &[f32; 4]| {
+            let (x, y) = (b[0] as usize, b[1] as usize);
+            let size = (b[3] as usize - y, b[2] as usize - x);
+            let centred = |i: usize, n: usize| (2 * i + 1) as f32 / n as f32 - 1.0;
+            let inside = |(i, j)| centred(i, size.0).powi(2) + centred(j, size.1).powi(2) < 1.0;
+            InstanceMask {
+                origin: (y, x),
+                bitmap: Array2::from_shape_fn(size, |p| u8::from(inside(p))),
+            }
+        };
+        Instances {
+            masks: boxes.iter().map(mask).collect(),
+            boxes: boxes.to_vec(),
+            classes: vec![turn as u32, 2],
+            crowds: vec![[0.0, 20.0, 12.0, 32.0]],
+        }
+    };
+    (0..2).map(image).collect()
 }
 
 /// Quarters of the image: two classes, a third, and one quarter that is ignored.
@@ -230,6 +263,35 @@ fn classifier() {
 #[test]
 fn classifier_on_the_mean_of_the_patches() {
     keeps_its_promises(|| classification("head: { classifier: { pool: mean } }"), vec![0, 2]);
+}
+
+/// Sizes that fit 32 pixels, few regions, and whatever `more` says.
+fn mask_rcnn(more: &str) -> String {
+    format!(
+        "head: {{ mask_rcnn: {{ channels: 16, anchors: {{ sizes: [6, 10, 14, 20, 28] }}, \
+         rpn: {{ sampled: 64, pre_nms: {{ train: 60, test: 60 }}, post_nms: {{ train: 40, test: 40 }} }}, \
+         roi: {{ sampled: 32, canonical_size: 16.0 }}, {more} }} }}"
+    )
+}
+
+#[test]
+fn mask_rcnn_with_normalised_heads() {
+    let heads = "box_head: { convs: 2, conv_dim: 16, fc_dim: 32 }, mask_head: { dim: 16 }";
+    keeps_its_promises(|| detection(&mask_rcnn(heads)), instances());
+}
+
+#[test]
+fn mask_rcnn_with_two_fully_connected_layers() {
+    let heads = "box_head: { convs: 0, fcs: 2, fc_dim: 32, beta: 0.1 }, \
+                 mask_head: { dim: 16, norm: none, max_sampled: 4 }";
+    keeps_its_promises(|| detection(&mask_rcnn(heads)), instances());
+}
+
+#[test]
+fn cascade_of_boxes_alone() {
+    let heads = "box_head: { convs: 1, conv_dim: 16, fc_dim: 32 }, mask_head: null, cascade: {}, \
+                 detections: { suppression: { soft_nms: { decay: { linear: 0.5 } } } }";
+    keeps_its_promises(|| detection(&mask_rcnn(heads)), instances());
 }
 
 #[test]

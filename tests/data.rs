@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
+#[path = "data/coco.rs"]
+mod coco;
 #[path = "data/commands.rs"]
 mod commands;
 #[path = "data/images.rs"]
@@ -10,6 +12,10 @@ mod images;
 mod loader;
 #[path = "data/real.rs"]
 mod real;
+#[path = "data/rle.rs"]
+mod rle;
+#[path = "data/score_coco.rs"]
+mod score_coco;
 #[path = "data/sets.rs"]
 mod sets;
 

@@ -60,3 +60,23 @@ fn optimizers_and_schedules_agree_with_the_reference() {
 fn upernet_agrees_with_the_reference() {
     verify(&["uper_"], 3);
 }
+
+#[test]
+fn the_simple_pyramid_agrees_with_the_reference() {
+    verify(&["simple_fpn"], 2);
+}
+
+#[test]
+fn boxes_agree_with_the_reference() {
+    verify(&["nms_", "batched_nms_", "soft_nms_", "box_coder_", "anchors", "match_"], 16);
+}
+
+#[test]
+fn regions_agree_with_the_reference() {
+    verify(&["roi_align_", "multilevel_roi_align_", "level_assignment", "paste_masks_"], 10);
+}
+
+#[test]
+fn mask_rcnn_agrees_with_the_reference() {
+    verify(&["mask_rcnn_", "conv_box_head", "norm_mask_head", "cascade_"], 10);
+}

@@ -14,11 +14,12 @@ use rescatter::config::{
     TuningConfig, Variant, WindowConfig, WindowPadding,
 };
 use rescatter::engine::checkpoint::{self as engine, BackboneFile, Meta, Thresholds};
+use rescatter::head::FeatureSpec;
 use rescatter::params::{Init, ParamStore};
 use rescatter::weights::names::{NameMap, to_timm};
 use rescatter::weights::{File, Format, Layout, LoadOptions, checkpoint, load_pretrained, sha256};
 use rescatter_heads::run::Which;
-use rescatter_heads::{Config, TaskModel, Trained};
+use rescatter_heads::{Config, MaskRcnn, MaskRcnnConfig, TaskModel, Trained};
 
 type Shapes = BTreeMap<String, Vec<usize>>;
 
@@ -837,4 +838,32 @@ fn an_exported_run_needs_no_other_file() {
     for (name, param) in model.params().all() {
         assert_eq!(values(param.var.as_tensor()), loaded(trained.model.params(), &name), "{name}");
     }
+}
+
+/// The head of `head` (YAML) for `classes` classes on a ViT of `dim`, by the names of its parameters.
+fn detector(head: &str, dim: usize, classes: usize) -> Shapes {
+    let config: MaskRcnnConfig = serde_yaml::from_str(head).unwrap();
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
+    let spec = FeatureSpec { channels: dim, stride_px: 16.0 };
+    MaskRcnn::new(&config, &spec, classes, &store.root()).unwrap();
+    store.all().into_iter().map(|(name, param)| (name, param.var.dims().to_vec())).collect()
+}
+
+#[test]
+fn the_published_detectors_match_the_model_by_name() {
+    let heads =
+        |list: Shapes| without(list, &["backbone.pos", "backbone.patch", "backbone.blocks"]);
+    let (plain, ignored) = renamed("detectron2_mask_rcnn_vitdet_b", NameMap::Detectron2);
+    assert_eq!((heads(plain.clone()), ignored), (detector("{}", 768, 80), vec![]));
+    assert!(plain.contains_key("backbone.blocks.11.mlp.fc2.bias"));
+
+    let cascade = renamed("detectron2_cascade_mask_rcnn_vitdet_b", NameMap::Detectron2);
+    assert_eq!(cascade.1, Vec::<String>::new());
+    assert_eq!(heads(cascade.0), detector("cascade: {}", 768, 80));
+
+    // torchvision counts the background among its 91 classes; its own backbone belongs to nothing here.
+    let (heads, ignored) = renamed("torchvision_maskrcnn_resnet50_fpn", NameMap::Torchvision);
+    let two_layers = "{ rpn: { convs: 1 }, box_head: { convs: 0, fcs: 2, norm: none }, mask_head: { norm: none } }";
+    assert_eq!(heads, without(detector(two_layers, 256, 90), &["backbone.simfp_"]));
+    assert_eq!(ignored, ["backbone.body.conv1.weight"]);
 }

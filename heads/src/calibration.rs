@@ -68,6 +68,7 @@ pub fn images(config: &Config, device: &Device) -> Result<Vec<Tensor>> {
         Task::Segmentation => {
             spread(data::segmentation_for_evaluation(&split)?.as_ref(), config, device)
         }
+        Task::Detection => spread(data::detection(&split)?.as_ref(), config, device),
         Task::Classification => spread(data::classification(&split)?.as_ref(), config, device),
         task => Err(Error::usage(format!("calibration of the task {task:?} is not known"))),
     }

@@ -4,15 +4,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rescatter::config::EvalConfig;
-use rescatter::data::{Dataset, LabelMap, Loader, LoaderOptions, Mode, Skipped, same_classes};
+use rescatter::data::coco::Detection;
+use rescatter::data::{
+    Dataset, Instances, LabelMap, Loader, LoaderOptions, Mode, Skipped, same_classes,
+};
+use rescatter::metrics::coco::CocoAp;
 use rescatter::metrics::{ConfusionMatrix, SegmentationScores, TopK, TopKScores};
 use rescatter::model::Model;
 use rescatter::{Result, data};
 use serde::Serialize;
 
+use crate::detection::{self, DetectionScores, Detector};
 use crate::kept::Kept;
 use crate::segmentation::inference::Segmenter;
-use crate::{ClassifierHead, Config, SegmentationHead, TaskModel};
+use crate::{ClassifierHead, Config, MaskRcnn, SegmentationHead, TaskModel};
 
 /// What an evaluation found; serialises to `results.json`.
 #[derive(Debug, Clone, Serialize)]
@@ -35,6 +40,9 @@ pub struct Evaluation {
     /// Samples that were left out because they are broken, by message.
     #[serde(skip_serializing_if = "Skipped::is_empty")]
     pub skipped: Skipped,
+    /// What a detector found, in the ids of the annotation file: the content of a COCO results file.
+    #[serde(skip)]
+    pub detections: Vec<Detection>,
 }
 
 /// The scores of a task.
@@ -43,6 +51,8 @@ pub struct Evaluation {
 pub enum Scores {
     /// mIoU and its company.
     Segmentation(SegmentationScores),
+    /// COCO's average precision.
+    Detection(DetectionScores),
     /// Top-1 and top-5 accuracy.
     Classification(TopKScores),
 }
@@ -52,6 +62,7 @@ impl Evaluation {
     pub fn figures(&self) -> Vec<(&'static str, f64)> {
         let scores = match &self.scores {
             Scores::Segmentation(s) => vec![("mIoU", s.mIoU), ("mAcc", s.mAcc), ("aAcc", s.aAcc)],
+            Scores::Detection(s) => s.figures(),
             Scores::Classification(s) => {
                 vec![("top1", s.top1), ("top5", s.top5), ("mean_class", s.mean_class)]
             }
@@ -90,6 +101,12 @@ impl TaskModel {
                 same_classes(("the model", classes), ("`data.val`", set.classes()))?;
                 evaluate_segmentation(model, &set, &options)
             }
+            Self::Detection(model) => {
+                let set = data::detection_for_evaluation(&config.data.val)?;
+                same_classes(("the model", classes), ("`data.val`", set.classes()))?;
+                let ap = detection::collector(&config.data.val)?;
+                evaluate_detection(model, &set, ap, &options)
+            }
             Self::Classification(model) => {
                 let set = data::classification(&config.data.val)?;
                 same_classes(("the model", classes), ("`data.val`", set.classes()))?;
@@ -122,6 +139,36 @@ pub fn evaluate_segmentation(
         (options.progress)(tally.images, set.len());
     }
     Ok(tally.finish(Scores::Segmentation(matrix.scores()), set.classes(), loader.skipped()))
+}
+
+/// COCO's average precision of boxes and masks, each image at its own size; `ap` collects the detections.
+///
+/// # Errors
+/// If an image cannot be read or does not fit the model, or `eval` asks for what a detector does not do.
+pub fn evaluate_detection(
+    model: &Model<MaskRcnn>,
+    set: &Arc<dyn Dataset<Target = Instances>>,
+    mut ap: CocoAp,
+    options: &EvaluationOptions,
+) -> Result<Evaluation> {
+    let detector = Detector::new(model, options.eval)?;
+    let mut tally = Tally::default();
+    let mut loader = loader(set, options)?;
+    for batch in loader.by_ref() {
+        let batch = batch?;
+        let start = Instant::now();
+        let found = detector.detect(&batch.images, &batch.metas[0])?;
+        let objects = detection::at_original(&found.detections);
+        tally.add(start, &found.kept);
+        let size = batch.metas[0].original;
+        let objects = objects.iter().map(|object| object.detected(size));
+        ap.add(&batch.metas[0].name, objects.collect::<Result<Vec<_>>>()?)?;
+        (options.progress)(tally.images, set.len());
+    }
+    let boxes = DetectionScores::of_boxes(&ap)?;
+    let scores = if model.head.has_masks() { boxes.with_masks(&ap)? } else { boxes };
+    let evaluation = tally.finish(Scores::Detection(scores), set.classes(), loader.skipped());
+    Ok(Evaluation { detections: ap.detections().to_vec(), ..evaluation })
 }
 
 /// Top-1, top-5 and the mean over classes.
@@ -192,6 +239,7 @@ impl Tally {
             seconds: self.start.map_or(0.0, |start| start.elapsed().as_secs_f64()),
             classes: classes.to_vec(),
             skipped: skipped.clone(),
+            detections: Vec::new(),
         }
     }
 }

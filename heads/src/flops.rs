@@ -4,7 +4,7 @@ use candle_core::Result;
 use rescatter::backbone::Dims;
 use rescatter::dispatch::flops::{self, FlopCount};
 
-use crate::{Config, HeadConfig, UperNetConfig};
+use crate::{Config, HeadConfig, UperNetConfig, mask_rcnn};
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +33,9 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
         HeadConfig::Linear(head) => {
             let input = dims.dim * head.taps.len().max(1);
             same(&mut count, "linear head", grid.0 * grid.1 * input * pass.classes);
+        }
+        HeadConfig::MaskRcnn(head) => {
+            mask_rcnn::flops::count(&mut count, head, (dims.dim, pass.classes), grid);
         }
         HeadConfig::Classifier(_) => same(&mut count, "classifier", dims.dim * pass.classes),
     }

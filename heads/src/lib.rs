@@ -4,23 +4,28 @@
 
 pub mod calibration;
 pub mod classifier;
+pub mod detection;
 pub mod evaluation;
 pub mod flops;
 pub mod kept;
 pub mod linear;
+pub mod mask_rcnn;
 pub mod pixel_classifier;
 pub mod predictor;
 pub mod run;
 pub mod segmentation;
 pub mod segmentation_loss;
 pub mod task;
+mod token_map;
 pub mod upernet;
 
 use serde::{Deserialize, Serialize};
 
 pub use classifier::{ClassifierConfig, ClassifierHead};
+pub use detection::DetectionPredictor;
 pub use evaluation::Evaluation;
 pub use linear::LinearConfig;
+pub use mask_rcnn::{Detections, MaskRcnn, MaskRcnnConfig};
 pub use predictor::{Prediction, Predictor};
 pub use run::Trained;
 pub use segmentation::{ClassScores, SegmentationHead};
@@ -38,6 +43,8 @@ pub enum HeadConfig {
     Upernet(UperNetConfig),
     /// Segmentation with batch norm and a 1×1 convolution.
     Linear(LinearConfig),
+    /// Detection with Mask R-CNN.
+    MaskRcnn(MaskRcnnConfig),
     /// Classification.
     Classifier(ClassifierConfig),
 }
@@ -48,6 +55,7 @@ impl HeadConfig {
         match self {
             Self::Upernet(_) => "upernet",
             Self::Linear(_) => "linear",
+            Self::MaskRcnn(_) => "mask_rcnn",
             Self::Classifier(_) => "classifier",
         }
     }
@@ -58,6 +66,7 @@ impl HeadConfig {
             Self::Upernet(config) => config.taps.clone(),
             Self::Linear(config) if config.taps.is_empty() => vec![depth - 1],
             Self::Linear(config) => config.taps.clone(),
+            Self::MaskRcnn(config) => vec![config.tap.unwrap_or(depth - 1)],
             Self::Classifier(_) => Vec::new(),
         }
     }

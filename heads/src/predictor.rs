@@ -16,6 +16,7 @@ use rescatter::{Error, Result};
 
 use crate::run::{Trained, Which};
 use crate::segmentation::inference::{Segmentation, Segmenter};
+use crate::token_map::nearest;
 use crate::{Config, SegmentationHead, TaskModel};
 
 /// A segmentation model with the transforms that its images need.
@@ -104,9 +105,12 @@ impl Predictor {
         let Trained { config, model, classes, .. } = trained;
         match model {
             TaskModel::Segmentation(model) => Self::of(&config, model, classes),
-            TaskModel::Classification(_) => Err(Error::usage(
-                "the model classifies whole images; only segmentation can be drawn",
-            )),
+            TaskModel::Detection(_) => {
+                Err(Error::usage("the model detects objects; `DetectionPredictor` is for those"))
+            }
+            TaskModel::Classification(_) => {
+                Err(Error::usage("the model classifies whole images; there is nothing to draw"))
+            }
         }
     }
 
@@ -158,7 +162,7 @@ impl Predictor {
     }
 
     fn input(&self, image: &RgbImage) -> Result<(Tensor, ImageMeta)> {
-        let frame = Frame { image: image.clone(), label: None, ignore_index: 0, flipped: false };
+        let frame = Frame::new(image.clone());
         // The transforms of an evaluation draw nothing.
         let mut stream = Rng::new(0).stream(Purpose::Augment, 0, 0);
         let done = self.pipeline.apply(frame, String::new(), &mut stream)?;
@@ -167,10 +171,4 @@ impl Predictor {
             Tensor::from_iter(done.image.iter().copied(), &Device::Cpu)?.reshape((1, c, h, w))?;
         Ok((input, done.meta))
     }
-}
-
-/// The nearest value at another size.
-fn nearest(map: &Array2<f32>, (height, width): (usize, usize)) -> Array2<f32> {
-    let (h, w) = map.dim();
-    Array2::from_shape_fn((height, width), |(y, x)| map[[y * h / height, x * w / width]])
 }

@@ -63,6 +63,7 @@ impl Trained {
             TaskModel::Segmentation(model) => {
                 load_for_inference(&checkpoint, model, &config.backbone)
             }
+            TaskModel::Detection(model) => load_for_inference(&checkpoint, model, &config.backbone),
             TaskModel::Classification(model) => {
                 load_for_inference(&checkpoint, model, &config.backbone)
             }

@@ -4,19 +4,22 @@ use std::path::Path;
 
 use candle_core::Device;
 use rescatter::backbone::{Dims, Vit};
-use rescatter::config::{MaskFolderConfig, SplitConfig, Task};
+use rescatter::config::{CocoConfig, MaskFolderConfig, SplitConfig, Task};
+use rescatter::data::coco::Annotations;
 use rescatter::model::Model;
 use rescatter::params::ParamStore;
 use rescatter::weights::{LoadOptions, load_pretrained};
 use rescatter::{Error, Result};
 
-use crate::{ClassifierHead, Config, HeadConfig, Labels, SegmentationHead};
+use crate::{ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead};
 
 /// A model with the head of its task.
 #[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
 pub enum TaskModel {
     /// A class for every pixel.
     Segmentation(Model<SegmentationHead>),
+    /// Boxes and masks of objects.
+    Detection(Model<MaskRcnn>),
     /// A class for an image.
     Classification(Model<ClassifierHead>),
 }
@@ -35,6 +38,12 @@ impl TaskModel {
                     SegmentationHead::new(&config.head, &spec, labels, root)
                 })?)
             }
+            (Task::Detection, HeadConfig::MaskRcnn(head)) => {
+                head.check()?;
+                Self::Detection(Model::new(config, &taps, device, |spec, root| {
+                    MaskRcnn::new(head, &spec, classes, root)
+                })?)
+            }
             (Task::Classification, HeadConfig::Classifier(head)) => {
                 Self::Classification(Model::new(config, &taps, device, |spec, root| {
                     ClassifierHead::new(head, &spec, classes, root)
@@ -47,7 +56,7 @@ impl TaskModel {
                     head.name()
                 ))
                 .with_hint(
-                    "segmentation has `upernet` and `linear`, classification has `classifier`",
+                    "segmentation has `upernet` and `linear`, detection `mask_rcnn`, classification `classifier`",
                 ));
             }
         };
@@ -67,6 +76,7 @@ impl TaskModel {
     pub fn params(&self) -> &ParamStore {
         match self {
             Self::Segmentation(model) => &model.params,
+            Self::Detection(model) => &model.params,
             Self::Classification(model) => &model.params,
         }
     }
@@ -75,6 +85,7 @@ impl TaskModel {
     pub fn backbone(&self) -> &Vit {
         match self {
             Self::Segmentation(model) => &model.backbone,
+            Self::Detection(model) => &model.backbone,
             Self::Classification(model) => &model.backbone,
         }
     }
@@ -83,6 +94,11 @@ impl TaskModel {
 /// The label that counts nowhere in the sets of `split`; 255 where there are no label maps.
 fn ignore_index(split: &SplitConfig) -> u32 {
     label_maps(split).map_or(255, |config| config.ignore_index)
+}
+
+/// The first COCO reader.
+fn coco(split: &SplitConfig) -> Option<&CocoConfig> {
+    split.coco.as_ref().or_else(|| split.concat.iter().flatten().find_map(coco))
 }
 
 /// The first reader of label maps.
@@ -97,6 +113,9 @@ fn label_maps(split: &SplitConfig) -> Option<&MaskFolderConfig> {
 /// # Errors
 /// If the names cannot be read.
 pub fn class_names(config: &Config) -> Result<Vec<String>> {
+    if let Some(coco) = coco(&config.data.train) {
+        return Ok(Annotations::read(&coco.annotations)?.class_names());
+    }
     match label_maps(&config.data.train) {
         Some(maps) => rescatter::data::class_names(&maps.classes),
         None => Ok(rescatter::data::classification(&config.data.train)?.classes().to_vec()),

@@ -151,6 +151,7 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         config.ade20k.is_some(),
         config.coco_stuff.is_some(),
         config.image_folder.is_some(),
+        config.coco.is_some(),
         config.concat.is_some(),
     ];
     let count = readers.into_iter().filter(|given| *given).count();
@@ -158,7 +159,7 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         count == 1,
         key,
         &format!(
-            "needs exactly one reader (ade20k, coco_stuff, image_folder, concat), got {count}"
+            "needs exactly one reader (ade20k, coco_stuff, image_folder, coco, concat), got {count}"
         ),
     )?;
     if let Some(parts) = &config.concat {
@@ -198,6 +199,11 @@ fn transform(config: &TransformConfig, key: &str) -> Check {
                 &format!("{key}.resize.multiple_of"),
                 "must be at least 1",
             )
+        }
+        TransformConfig::ResizeShortestEdge { sizes, max_size } => {
+            let rule = "must be lengths of 1 to `max_size`";
+            let good = !sizes.is_empty() && sizes.iter().all(|edge| (1..=*max_size).contains(edge));
+            require(good, &format!("{key}.resize_shortest_edge.sizes"), rule)
         }
         TransformConfig::RandomCrop { size, cat_max_ratio } => {
             sides(size, format!("{key}.random_crop.size"))?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dataset, Sample};
+use super::{Batching, Dataset, Sample};
 use crate::config::OnError;
 use crate::rng::Stream;
 use crate::{Error, Result};
@@ -79,6 +79,15 @@ impl<T: Send + 'static> Dataset for Concat<T> {
         part.name(index)
     }
 
+    fn is_portrait(&self, index: usize) -> bool {
+        let (part, index) = self.locate(index);
+        part.is_portrait(index)
+    }
+
+    fn batching(&self) -> Batching {
+        self.parts[0].batching()
+    }
+
     fn on_error(&self, index: usize) -> OnError {
         let (part, index) = self.locate(index);
         part.on_error(index)
@@ -122,6 +131,14 @@ impl<T: Send + 'static> Dataset for Repeat<T> {
 
     fn name(&self, index: usize) -> String {
         self.set.name(index % self.set.len())
+    }
+
+    fn is_portrait(&self, index: usize) -> bool {
+        self.set.is_portrait(index % self.set.len())
+    }
+
+    fn batching(&self) -> Batching {
+        self.set.batching()
     }
 
     fn on_error(&self, index: usize) -> OnError {

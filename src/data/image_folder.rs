@@ -85,7 +85,7 @@ impl Dataset for ImageFolder {
     fn get(&self, index: usize, stream: &mut Stream) -> Result<Sample<u32>> {
         let (path, class) = &self.images[index];
         let image = read_image(self.root.join(path))?;
-        let frame = Frame { image, label: None, ignore_index: 0, flipped: false };
+        let frame = Frame::new(image);
         let done = self.pipeline.apply(frame, path.display().to_string(), stream)?;
         Ok(Sample { image: done.image, target: *class, meta: done.meta })
     }

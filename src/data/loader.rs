@@ -4,6 +4,9 @@
 //! epoch's permutation, and its augmentation draws from the stream of n. Workers take numbers in turn and the results are
 //! handed out in the order of the numbers, so the stream of batches is the same for any number of workers, and a run
 //! resumes at any number without replaying anything.
+//!
+//! Training batches hold portraits or landscapes where the set tells them apart: each epoch's permutation is rearranged so
+//! that whole batches are of one kind, as far as the numbers allow.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -13,8 +16,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
+use ndarray::{Array3, ArrayViewMut3, s};
 
-use super::{Batch, Dataset, Sample};
+use super::{Batch, Batching, Dataset, Sample};
 use crate::config::OnError;
 use crate::head::World;
 use crate::rng::{Purpose, Rng};
@@ -25,7 +29,8 @@ use crate::{Error, Result};
 pub enum Mode {
     /// Endless, shuffled anew in every epoch; batches run across the ends of epochs and are always full.
     Train,
-    /// Once, in the set's order. A batch ends early where the next image has another size, and at the end.
+    /// Once, in the set's order. A batch ends early at the end, and where the next image has another size in a set that does
+    /// not pad.
     Evaluate,
 }
 
@@ -145,6 +150,7 @@ impl<T: Send + 'static> Loader<T> {
             };
             if let Some((_, first)) = items.first()
                 && first.image.dim() != item.1.image.dim()
+                && self.plan.set.batching() == Batching::OneSize
             {
                 if self.plan.options.mode == Mode::Train {
                     return Some(Err(sizes_differ(first, &item.1)));
@@ -217,22 +223,40 @@ fn sizes_differ<T>(a: &Sample<T>, b: &Sample<T>) -> Error {
     .with_hint("end the training transforms with `random_crop` and `pad` to the same size")
 }
 
+/// Images that are smaller than the largest are padded right and bottom with zeros, the mean colour.
 fn stack<T>(items: Vec<(u64, Sample<T>)>) -> Result<Batch<T>> {
-    let (channels, height, width) = items[0].1.image.dim();
+    let (channels, mut height, mut width) = items[0].1.image.dim();
+    for (_, sample) in &items {
+        let (_, h, w) = sample.image.dim();
+        (height, width) = (height.max(h), width.max(w));
+    }
     let mut values = Vec::with_capacity(items.len() * channels * height * width);
     let mut batch = (Vec::new(), Vec::new(), Vec::new());
     let count = items.len();
     for (number, sample) in items {
-        match sample.image.as_slice() {
-            Some(slice) => values.extend_from_slice(slice),
-            None => values.extend(sample.image.iter()),
-        }
+        append(&mut values, &sample.image, (height, width));
         batch.0.push(sample.target);
         batch.1.push(sample.meta);
         batch.2.push(number);
     }
     let images = Tensor::from_vec(values, (count, channels, height, width), &Device::Cpu)?;
     Ok(Batch { images, targets: batch.0, metas: batch.1, samples: batch.2 })
+}
+
+/// Appends an image that is padded to `height × width`.
+fn append(values: &mut Vec<f32>, image: &Array3<f32>, (height, width): (usize, usize)) {
+    let (channels, rows, columns) = image.dim();
+    match image.as_slice() {
+        Some(slice) if (rows, columns) == (height, width) => values.extend_from_slice(slice),
+        _ => {
+            let start = values.len();
+            values.resize(start + channels * height * width, 0.0);
+            let shape = (channels, height, width);
+            if let Ok(mut target) = ArrayViewMut3::from_shape(shape, &mut values[start..]) {
+                target.slice_mut(s![.., ..rows, ..columns]).assign(image);
+            }
+        }
+    }
 }
 
 /// One sample's way: read, left out, or an error.
@@ -277,13 +301,32 @@ impl<T: Send + 'static> Plan<T> {
         }
         let mut order: Vec<u32> = (0..self.set.len() as u32).collect();
         self.rng.stream(Purpose::Shuffle, epoch, 0).shuffle(&mut order);
-        let order = Arc::new(order);
+        let order = Arc::new(self.grouped(order, epoch));
         // Workers read at most a few batches ahead; small sets may have several epochs among them.
         if orders.len() >= 8 {
             orders.remove(0);
         }
         orders.push((epoch, order.clone()));
         order
+    }
+
+    /// The permutation with portraits and landscapes gathered into whole batches. What completes the last epoch's batch and
+    /// what is left for the next one's stays as it comes.
+    fn grouped(&self, order: Vec<u32>, epoch: u64) -> Vec<u32> {
+        let batch = self.options.batch_size;
+        let begun = (epoch.wrapping_mul(order.len() as u64) % batch as u64) as usize;
+        let head = ((batch - begun) % batch).min(order.len());
+        let mut arranged = order[..head].to_vec();
+        let mut waiting = [Vec::with_capacity(batch), Vec::with_capacity(batch)];
+        for index in &order[head..] {
+            let kind = &mut waiting[usize::from(self.set.is_portrait(*index as usize))];
+            kind.push(*index);
+            if kind.len() == batch {
+                arranged.append(kind);
+            }
+        }
+        arranged.extend(waiting.into_iter().flatten());
+        arranged
     }
 
     fn fetch(&self, ticket: u64) -> Outcome<T> {

@@ -78,8 +78,7 @@ impl Dataset for MaskFolder {
     fn get(&self, index: usize, stream: &mut Stream) -> Result<Sample<LabelMap>> {
         let (image, label) = self.read(index)?;
         let name = self.pairs[index].0.display().to_string();
-        let frame =
-            Frame { image, label: Some(label), ignore_index: self.rule.ignore, flipped: false };
+        let frame = Frame::new(image).with_label(label, self.rule.ignore);
         let done = self.pipeline.apply(frame, name, stream)?;
         let target = done.label.ok_or_else(|| Error::usage("a transform lost the label"))?;
         Ok(Sample { image: done.image, target, meta: done.meta })

@@ -4,6 +4,7 @@
 //! Labels are mapped, reduced and checked in one place, the dataset, so that everything after it sees class numbers
 //! `0..K` and the ignore index, and nothing else.
 
+pub mod coco;
 mod combine;
 mod files;
 mod image_folder;
@@ -85,10 +86,30 @@ pub trait Dataset: Send + Sync {
     /// The image's file, for messages.
     fn name(&self, index: usize) -> String;
 
+    /// Whether the image is higher than wide, where the set knows without reading it: training batches hold images of one
+    /// kind.
+    fn is_portrait(&self, _index: usize) -> bool {
+        false
+    }
+
+    /// What happens where the images of a batch differ in size.
+    fn batching(&self) -> Batching {
+        Batching::OneSize
+    }
+
     /// What happens when this sample is broken.
     fn on_error(&self, _index: usize) -> OnError {
         OnError::Stop
     }
+}
+
+/// What happens where the images of a batch differ in size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batching {
+    /// It is an error in training; in evaluation the batch ends.
+    OneSize,
+    /// All are padded right and bottom with the mean colour to the largest; `ImageMeta::input` keeps each one's own size.
+    Padded,
 }
 
 /// The segmentation set of a split: image and label go through the same transforms.
@@ -116,6 +137,28 @@ pub fn segmentation_for_evaluation(
 /// If the split names no classification reader or more than one, or the files are not there.
 pub fn classification(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = u32>>> {
     classification_set(split, &split.transforms)
+}
+
+/// The detection set of a split: boxes, masks and crowds follow the image through the transforms.
+///
+/// # Errors
+/// If the split names no detection reader or more than one, or the files are not there or do not fit together.
+pub fn detection(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = Instances>>> {
+    detection_set(split, &split.transforms, transforms::Labels::Transformed)
+}
+
+/// The detection set of a split for evaluation: every image, in the order of the annotation file, whole.
+///
+/// # Errors
+/// As [`detection`], and if a transform is random or crops, or images without objects would be left out.
+pub fn detection_for_evaluation(
+    split: &SplitConfig,
+) -> Result<Arc<dyn Dataset<Target = Instances>>> {
+    if leaves_out_images(split) {
+        return Err(Error::usage("`filter_empty` leaves out images that evaluation must see")
+            .with_hint("remove it from the validation split"));
+    }
+    detection_set(split, &split.transforms, transforms::Labels::AsOnDisk)
 }
 
 type Transforms = [crate::config::TransformConfig];
@@ -162,6 +205,31 @@ fn classification_set(
     })
 }
 
+fn detection_set(
+    split: &SplitConfig,
+    outer: &Transforms,
+    labels: transforms::Labels,
+) -> Result<Arc<dyn Dataset<Target = Instances>>> {
+    one_reader(split)?;
+    let set: Arc<dyn Dataset<Target = Instances>> = if let Some(parts) = &split.concat {
+        let parts = parts.iter().map(|part| detection_set(part, inner(part, outer)?, labels));
+        Arc::new(Concat::new(parts.collect::<Result<_>>()?)?)
+    } else if let Some(config) = &split.coco {
+        Arc::new(coco::CocoSet::new(config, transforms::Pipeline::new(outer, labels)?)?)
+    } else {
+        return Err(Error::usage("a detection split needs `coco` or `concat`"));
+    };
+    Ok(match split.repeat {
+        Some(times) => Arc::new(Repeat::new(set, times)?),
+        None => set,
+    })
+}
+
+fn leaves_out_images(split: &SplitConfig) -> bool {
+    split.coco.as_ref().is_some_and(|coco| coco.filter_empty)
+        || split.concat.iter().flatten().any(leaves_out_images)
+}
+
 /// The transforms of a part of `concat`: its own or the whole's, never both.
 fn inner<'a>(part: &'a SplitConfig, outer: &'a Transforms) -> Result<&'a Transforms> {
     match (part.transforms.is_empty(), outer.is_empty()) {
@@ -177,13 +245,15 @@ fn one_reader(split: &SplitConfig) -> Result<()> {
         ("ade20k", split.ade20k.is_some()),
         ("coco_stuff", split.coco_stuff.is_some()),
         ("image_folder", split.image_folder.is_some()),
+        ("coco", split.coco.is_some()),
         ("concat", split.concat.is_some()),
     ];
     let named: Vec<_> = readers.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
     match named.len() {
         1 => Ok(()),
-        0 => Err(Error::usage("a data split names no reader")
-            .with_hint("give exactly one of `ade20k`, `coco_stuff`, `image_folder`, `concat`")),
+        0 => Err(Error::usage("a data split names no reader").with_hint(
+            "give exactly one of `ade20k`, `coco_stuff`, `image_folder`, `coco`, `concat`",
+        )),
         _ => Err(Error::usage(format!("a data split names several readers: {}", named.join(", ")))
             .with_hint("to join sets, put each under its own entry of `concat`")),
     }

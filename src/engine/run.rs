@@ -122,6 +122,11 @@ impl Run {
         self.folder.join("log.jsonl")
     }
 
+    /// `coco_instances_results.json`: what a detector found on the validation set, in COCO's results format.
+    pub fn detections_path(&self) -> PathBuf {
+        self.folder.join("coco_instances_results.json")
+    }
+
     /// `results.json`.
     pub fn results_path(&self) -> PathBuf {
         self.folder.join("results.json")

@@ -8,6 +8,7 @@ mod attention;
 mod attention_branch;
 mod attention_tiles;
 mod batch_norm;
+mod box_decode;
 mod branch;
 mod conv2d;
 mod conv_transpose;
@@ -17,6 +18,7 @@ pub mod gemm;
 pub mod gradcheck;
 pub(crate) mod host;
 mod layer_norm;
+mod layer_norm2d;
 mod linear;
 mod losses;
 #[cfg(test)]
@@ -27,6 +29,7 @@ pub mod optimizer;
 mod pool;
 mod relative_position;
 mod resize;
+mod roi_align;
 pub(crate) mod rows;
 mod separable;
 mod sequences;
@@ -45,11 +48,13 @@ use candle_core::{DType, Tensor};
 pub use attention::{attention, relative_self_attention, self_attention};
 pub use attention_branch::AttentionBranch;
 pub use batch_norm::{BatchNorm, NormMode};
+pub use box_decode::decode_boxes;
 pub use conv_transpose::conv_transpose2x2;
 pub use conv2d::{Conv2d, conv2d};
 pub use dropout::{drop_path, dropout};
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
+pub use layer_norm2d::{Activation, layer_norm2d};
 pub use linear::linear;
 pub use losses::{
     CrossEntropy, Dice, Ohem, bce_with_logits, cross_entropy, cross_entropy_per_pixel,
@@ -59,6 +64,7 @@ pub use mlp_branch::MlpBranch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
 pub use relative_position::{RelativePosition, resize_relative_position};
 pub use resize::{Interpolation, resize, resize_bilinear};
+pub use roi_align::{Roi, RoiAlign, pyramid_level, roi_align, roi_align_bitmap};
 pub use softmax::{log_softmax, softmax};
 pub use windows::{window_partition, window_unpartition};
 

@@ -20,7 +20,8 @@ const ADDED: [&str; 7] =
 
 /// Whether `name` is that of a layer with one row per class: with other classes it starts anew.
 fn is_classifier(name: &str) -> bool {
-    name.starts_with("head.") || name.contains(".conv_seg.")
+    const BY_CLASS: [&str; 3] = [".conv_seg.", ".box_predictor.", ".mask_fcn_logits."];
+    name.starts_with("head.") || BY_CLASS.iter().any(|part| name.contains(part))
 }
 
 /// Where a checkpoint goes.
@@ -166,7 +167,7 @@ fn placed(name: String, map: NameMap, options: &LoadOptions) -> String {
         // Its names say where they belong.
         return name.strip_prefix("backbone.").map_or(name.clone(), |rest| options.full(rest));
     }
-    if map == NameMap::Segmentor || name.starts_with("head.") {
+    if [NameMap::Segmentor, NameMap::Torchvision].contains(&map) || name.starts_with("head.") {
         return name;
     }
     if name == "query_token" || name.starts_with("attentive_blocks.") {

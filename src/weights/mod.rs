@@ -12,6 +12,7 @@ use zip::ZipArchive;
 use crate::{Error, Result};
 
 pub mod checkpoint;
+mod detectors;
 mod layout;
 mod load;
 pub mod names;

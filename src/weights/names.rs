@@ -9,7 +9,8 @@
 //! | [`HuggingFaceVit`](NameMap::HuggingFaceVit) | `vit.encoder.layer.0.attention.attention.query.weight` | Hugging Face |
 //! | [`HuggingFaceDinov2`](NameMap::HuggingFaceDinov2) | `encoder.layer.0.layer_scale1.lambda1` | Hugging Face |
 //! | [`HuggingFaceVitDet`](NameMap::HuggingFaceVitDet) | `encoder.layer.0.attention.rel_pos_h` | Hugging Face |
-//! | [`Detectron2`](NameMap::Detectron2) | `backbone.net.blocks.0.attn.rel_pos_h` | detectron2's ViTDet |
+//! | [`Detectron2`](NameMap::Detectron2) | `backbone.net.blocks.0.…`, `proposal_generator.…` | detectron2's ViTDet |
+//! | [`Torchvision`](NameMap::Torchvision) | `rpn.head.…`, `roi_heads.…` | torchvision's detectors |
 //! | [`Google`](NameMap::Google) | `Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel` | Google's `.npz` |
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor, bail};
 
 use super::checkpoint::Tensors;
+use super::detectors;
 
 /// Whose names a checkpoint uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub enum NameMap {
     HuggingFaceVitDet,
     /// detectron2's ViTDet: timm's names below `backbone.net.`, the pyramid below `backbone.`, heads beside it.
     Detectron2,
+    /// torchvision's Mask R-CNN: its heads; its backbones belong to nothing here.
+    Torchvision,
     /// Google's Flax code.
     Google,
 }
@@ -52,6 +56,7 @@ impl std::fmt::Display for NameMap {
             Self::HuggingFaceDinov2 => "Hugging Face DINOv2",
             Self::HuggingFaceVitDet => "Hugging Face VitDet",
             Self::Detectron2 => "detectron2",
+            Self::Torchvision => "torchvision",
             Self::Google => "Google npz",
         })
     }
@@ -94,9 +99,10 @@ pub fn to_timm(tensors: &Tensors) -> Result<Renamed> {
         )
     };
     let (mut kept, mut ignored) = (Tensors::new(), vec![]);
+    let convs = detectors::box_convolutions(&stripped);
     let mut thirds: BTreeMap<String, [Option<Tensor>; 3]> = BTreeMap::new();
     for (name, tensor) in stripped {
-        match becomes(map, &name, tensor)? {
+        match becomes(map, &name, tensor, convs)? {
             Becomes::Whole(new, tensor) => drop(kept.insert(new, tensor)),
             Becomes::Third(new, third, tensor) => {
                 thirds.entry(new).or_default()[third] = Some(tensor)
@@ -151,6 +157,12 @@ fn detect(tensors: &Tensors) -> Option<NameMap> {
         };
         return Some(map);
     }
+    if any("net.patch_embed.") {
+        return Some(NameMap::Detectron2);
+    }
+    if any("rpn.head.") && any("backbone.body.") {
+        return Some(NameMap::Torchvision);
+    }
     if any("decode_head.") || (any("backbone.patch_embed.") && any("head")) {
         return Some(NameMap::Segmentor);
     }
@@ -167,12 +179,17 @@ fn detect(tensors: &Tensors) -> Option<NameMap> {
     Some(if any("adaptmlp.") || any("token_select.") { NameMap::Dyt } else { NameMap::Timm })
 }
 
-fn becomes(map: NameMap, name: &str, tensor: Tensor) -> Result<Becomes> {
+/// `convs`: the convolutions of a detector's box head.
+fn becomes(map: NameMap, name: &str, tensor: Tensor, convs: usize) -> Result<Becomes> {
     Ok(match map {
         NameMap::Google => return google(name, &tensor),
         NameMap::HuggingFaceVit | NameMap::HuggingFaceDinov2 => hugging_face(name, tensor),
         NameMap::HuggingFaceVitDet => hugging_face_vitdet(name, tensor),
-        NameMap::Detectron2 => detectron2(name, tensor),
+        NameMap::Detectron2 => return detectron2(name, tensor, convs),
+        NameMap::Torchvision => match detectors::torchvision(name) {
+            Some(new) => Becomes::Whole(new, tensor),
+            None => Becomes::Nothing,
+        },
         NameMap::Dinov2 => dinov2(name, tensor),
         NameMap::Timm | NameMap::Dyt | NameMap::Segmentor => timm(name, tensor),
     })
@@ -300,18 +317,19 @@ fn hugging_face_vitdet(name: &str, tensor: Tensor) -> Becomes {
     Becomes::Whole(new, tensor)
 }
 
-/// The transformer directly below `backbone.`; whatever else the file holds keeps its name.
-fn detectron2(name: &str, tensor: Tensor) -> Becomes {
-    if ["pixel_mean", "pixel_std"].contains(&name) {
-        return Becomes::Nothing;
-    }
+/// The transformer directly below `backbone.`, the pyramid as it is, heads by their own map.
+fn detectron2(name: &str, tensor: Tensor, convs: usize) -> Result<Becomes> {
     let inner = name.strip_prefix("backbone.").unwrap_or(name);
-    let new = match inner.strip_prefix("net.") {
-        Some(rest) => format!("backbone.{rest}"),
-        None if inner.starts_with("simfp_") => format!("backbone.{inner}"),
-        None => name.to_owned(),
-    };
-    Becomes::Whole(new, tensor)
+    if let Some(rest) = inner.strip_prefix("net.") {
+        return Ok(Becomes::Whole(format!("backbone.{rest}"), tensor));
+    }
+    if inner.starts_with("simfp_") {
+        return Ok(Becomes::Whole(format!("backbone.{inner}"), tensor));
+    }
+    Ok(match detectors::detectron2(name, &tensor, convs)? {
+        Some((new, tensor)) => Becomes::Whole(new, tensor),
+        None => Becomes::Nothing,
+    })
 }
 
 /// The number after one of `prefixes` and what follows it.

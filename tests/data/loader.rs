@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ndarray::Array3;
 use rescatter::config::OnError;
-use rescatter::data::{Dataset, Loader, LoaderOptions, Mode, Sample};
+use rescatter::data::{Batching, Dataset, Loader, LoaderOptions, Mode, Sample};
 use rescatter::head::{ImageMeta, World};
 use rescatter::rng::Stream;
 use rescatter::{Error, Result};
@@ -19,6 +19,8 @@ struct Numbers {
     on_error: OnError,
     /// Width of sample i.
     width: fn(usize) -> usize,
+    portrait: fn(usize) -> bool,
+    batching: Batching,
     read: AtomicUsize,
 }
 
@@ -29,6 +31,8 @@ fn numbers(len: usize) -> Numbers {
         panics: None,
         on_error: OnError::Stop,
         width: |_| 1,
+        portrait: |_| false,
+        batching: Batching::OneSize,
         read: AtomicUsize::new(0),
     }
 }
@@ -69,6 +73,14 @@ impl Dataset for Numbers {
 
     fn on_error(&self, _index: usize) -> OnError {
         self.on_error
+    }
+
+    fn is_portrait(&self, index: usize) -> bool {
+        (self.portrait)(index)
+    }
+
+    fn batching(&self) -> Batching {
+        self.batching
     }
 }
 
@@ -186,6 +198,52 @@ fn an_evaluation_cuts_batches_where_sizes_change_and_training_refuses_them() {
     let error = loader.find_map(Result::err).unwrap();
     assert!(error.to_string().contains("must have one size"), "{error}");
     assert!(loader.next().is_none(), "nothing follows an error");
+}
+
+#[test]
+fn a_padding_set_pads_right_and_bottom_with_the_mean() {
+    let set = || Numbers { width: |i| 1 + i % 3, batching: Batching::Padded, ..numbers(6) };
+    for mode in [Mode::Evaluate, Mode::Train] {
+        let loader = Loader::new(Arc::new(set()), LoaderOptions { mode, ..options(2) }).unwrap();
+        for batch in loader.take(2) {
+            let batch = batch.unwrap();
+            let widest = batch.metas.iter().map(|meta| meta.input.1).max().unwrap();
+            assert_eq!(batch.images.dims(), [3, 3, 1, widest]);
+            let values = batch.images.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (row, values) in values.chunks(widest).enumerate() {
+                let width = batch.metas[row / 3].input.1;
+                assert!(values[..width].iter().all(|v| *v > 0.0), "{values:?}");
+                assert!(values[width..].iter().all(|v| *v == 0.0), "{values:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_hold_portraits_or_landscapes_and_every_sample_once() {
+    // 17 samples, every third a portrait; batches of 3 run across the ends of the epochs.
+    let set = || Numbers { portrait: |i| i % 3 == 0, ..numbers(17) };
+    let whole = run(set(), options(0), 34);
+    assert_eq!(run(set(), options(3), 34), whole);
+    let order: Vec<u32> = whole.iter().flat_map(|seen| seen.1.clone()).collect();
+    let (mut mixed, mut epochs) = (0, Vec::new());
+    for batch in &whole {
+        let portraits = batch.1.iter().filter(|target| *target % 3 == 0).count();
+        mixed += usize::from(portraits > 0 && portraits < 3);
+    }
+    for epoch in order.chunks_exact(17) {
+        let mut sorted = epoch.to_vec();
+        sorted.sort();
+        assert_eq!(sorted, (0..17).collect::<Vec<_>>());
+        epochs.push(epoch.to_vec());
+    }
+    epochs.dedup();
+    assert_eq!(epochs.len(), 6, "every epoch has its own order");
+    // At most the batch that crosses an epoch's end and one of leftovers; unsorted, most of them would be mixed.
+    assert!(mixed <= 12, "{mixed} of 34 batches are mixed");
+    let mut resumed =
+        Loader::new(Arc::new(set()), LoaderOptions { first_sample: 3 * 13, ..options(2) }).unwrap();
+    assert_eq!(seen(resumed.next().unwrap().unwrap()), whole[13]);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use rescatter::config::{ClassNames, MaskFolderConfig, OnError, SplitConfig, TransformConfig};
+use rescatter::config::{
+    ClassNames, CocoConfig, MaskFolderConfig, OnError, SplitConfig, TransformConfig,
+};
 use rescatter::data::{self, Loader, LoaderOptions, Mode};
 
 use crate::sets::normalize;
@@ -134,4 +136,31 @@ fn coco_stuff_ids_are_mapped_to_class_numbers() {
     for batch in loader {
         assert!(batch.unwrap().targets[0].iter().all(|label| *label < 200 || *label == 255));
     }
+}
+
+#[test]
+fn cocos_real_images_and_masks_are_read() {
+    let Some(root) = real("cocos_real_images_and_masks_are_read", "coco200") else { return };
+    let coco = CocoConfig {
+        images: root.join("val2017"),
+        annotations: root.join("instances_val2017.json"),
+        first: None,
+        filter_empty: false,
+        on_error: OnError::Stop,
+    };
+    let shortest = TransformConfig::ResizeShortestEdge { sizes: vec![320], max_size: 533 };
+    let transforms = vec![shortest, normalize()];
+    let split = SplitConfig { coco: Some(coco), transforms, ..Default::default() };
+    let set = data::detection_for_evaluation(&split).unwrap();
+    assert_eq!((set.len(), set.classes().len()), (60, 80));
+    let options = LoaderOptions { mode: Mode::Evaluate, batch_size: 4, ..Default::default() };
+    let mut objects = 0;
+    for batch in Loader::new(set, options).unwrap() {
+        let batch = batch.unwrap();
+        for target in &batch.targets {
+            assert_eq!(target.masks.len(), target.boxes.len());
+            objects += target.boxes.len();
+        }
+    }
+    assert!(objects > 300, "{objects} objects");
 }

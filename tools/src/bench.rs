@@ -173,6 +173,9 @@ impl<'a> Bench<'a> {
                     scores.at_input_size()?;
                 }
             }
+            TaskModel::Detection(model) => {
+                model.head.predict(features, &metas)?;
+            }
             TaskModel::Classification(model) => {
                 model.head.predict(features, &metas)?;
             }

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use rescatter::data::coco::Detection;
+use rescatter::engine::Run;
+use rescatter_heads::TaskModel;
 use rescatter_heads::evaluation::{Evaluation, Scores};
 use rescatter_heads::run::Trained;
 
@@ -22,6 +25,9 @@ pub(crate) struct Args {
     /// Which checkpoint of the run.
     #[arg(long, default_value = "best")]
     checkpoint: Checkpoint,
+    /// Where a detector's findings go, in COCO's results format; by default `coco_instances_results.json` in the run's folder.
+    #[arg(long, value_name = "FILE")]
+    detections: Option<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -38,6 +44,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     };
     let found = trained.model.evaluate(&trained.config, &trained.classes, &progress)?;
+    let own = || args.target.is_dir().then(|| Run::open(&args.target)).transpose();
+    let detections = match &args.detections {
+        Some(path) => Some(path.clone()),
+        None => own()?.map(|run| run.detections_path()),
+    };
+    if let (Some(path), TaskModel::Detection(_)) = (detections, &trained.model) {
+        Detection::write_all(&path, &found.detections)?;
+        tracing::info!("{} detections in {}", found.detections.len(), path.display());
+    }
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;
@@ -56,6 +71,16 @@ fn print(found: &Evaluation, out: &mut impl Write) -> Result<()> {
             writeln!(out, "{:<28} {:>8} {:>8}", "class", "IoU", "Acc")?;
             for ((class, iou), acc) in found.classes.iter().zip(&scores.IoU).zip(&scores.Acc) {
                 writeln!(out, "{class:<28} {:>8} {:>8}", percent(*iou), percent(*acc))?;
+            }
+        }
+        Scores::Detection(scores) => {
+            // −1 where the set has no object of the category.
+            let known = |score: f64| percent(Some(score).filter(|score| *score >= 0.0));
+            writeln!(out, "{:<28} {:>8} {:>8}", "category", "box AP", "mask AP")?;
+            for (i, category) in scores.bbox.per_category.iter().enumerate() {
+                let mask = scores.segm.as_ref().and_then(|segm| segm.per_category.get(i));
+                let mask = mask.map_or("-".into(), |category| known(category.ap));
+                writeln!(out, "{:<28} {:>8} {mask:>8}", category.name, known(category.ap))?;
             }
         }
         Scores::Classification(scores) => {

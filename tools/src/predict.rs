@@ -1,16 +1,18 @@
 //! `rescatter predict`.
 
+mod detection;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use image::{ImageBuffer, Luma, Rgb};
+use image::{ImageBuffer, Luma, Rgb, RgbImage};
 use rescatter::data::{self, LabelMap};
 use rescatter::weights::checkpoint;
 use rescatter::{Error, draw};
 use rescatter_heads::run::Trained;
-use rescatter_heads::{Prediction, Predictor};
+use rescatter_heads::{DetectionPredictor, Prediction, Predictor, TaskModel};
 
 use crate::trained::Checkpoint;
 
@@ -28,7 +30,7 @@ pub(crate) struct Args {
     /// Images, or folders of images.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
-    /// Where the results go: `overlays/`, `labels/`, `tokens/` and `legend.png`.
+    /// Where the results go: `overlays/`, `labels/` (or `detections/`), `tokens/` and `legend.png`.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Which checkpoint of the run.
@@ -37,6 +39,9 @@ pub(crate) struct Args {
     /// Write the dense feature maps of the head's taps as `features/NAME.safetensors`.
     #[arg(long)]
     features: bool,
+    /// Draw only objects that the model is at least as sure of; the JSON holds all.
+    #[arg(long, default_value_t = 0.5)]
+    score: f32,
     /// Write labels counted from 1, as ADE20K's test server wants them.
     #[arg(long)]
     ade20k_submission: bool,
@@ -50,8 +55,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let images = inputs(&args.inputs)?;
     let trained =
         Trained::open(&args.run, args.checkpoint.into(), &args.overrides)?.calibrated()?;
-    let predictor = Predictor::new(trained)?;
-    let writer = Writer::new(&args, &predictor)?;
+    let writer = match trained.model {
+        TaskModel::Detection(_) => {
+            let predictor = DetectionPredictor::new(trained)?;
+            AnyWriter::Detection(detection::Writer::new(&args, predictor)?)
+        }
+        _ => AnyWriter::Segmentation(Writer::new(&args, Predictor::new(trained)?)?),
+    };
     let mut failed = 0;
     for (name, path) in &images {
         if let Err(error) = writer.one(name, path) {
@@ -60,7 +70,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     }
     tracing::info!(
-        "{} of {} images segmented; results in {}",
+        "{} of {} images done; results in {}",
         images.len() - failed,
         images.len(),
         args.output.display()
@@ -94,24 +104,36 @@ fn inputs(given: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>> {
     Ok(images)
 }
 
-/// Draws and writes what was predicted.
+/// That of the model's task.
+#[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
+enum AnyWriter<'a> {
+    Segmentation(Writer<'a>),
+    Detection(detection::Writer<'a>),
+}
+
+impl AnyWriter<'_> {
+    fn one(&self, name: &Path, path: &Path) -> Result<()> {
+        match self {
+            Self::Segmentation(writer) => writer.one(name, path),
+            Self::Detection(writer) => writer.one(name, path),
+        }
+    }
+}
+
+/// Draws and writes what was segmented.
 struct Writer<'a> {
     args: &'a Args,
-    predictor: &'a Predictor,
+    predictor: Predictor,
     palette: Vec<Rgb<u8>>,
 }
 
 impl<'a> Writer<'a> {
     /// Writes the legend, which is the same for all images.
-    fn new(args: &'a Args, predictor: &'a Predictor) -> Result<Self> {
+    fn new(args: &'a Args, predictor: Predictor) -> Result<Self> {
         let palette = draw::palette(predictor.classes().len());
-        let mut parts = vec![draw::legend(predictor.classes(), &palette, LEGEND_ROWS)];
-        let writer = Self { args, predictor, palette };
-        if predictor.dispatching_layers() > 0 {
-            parts.push(draw::heat_legend(writer.range(), "layers that worked on a patch"));
-        }
-        save(&args.output.join("legend.png"), &draw::stack(&parts))?;
-        Ok(writer)
+        let layers = predictor.dispatching_layers();
+        save(&args.output.join("legend.png"), &legend(predictor.classes(), &palette, layers))?;
+        Ok(Self { args, predictor, palette })
     }
 
     fn range(&self) -> (f32, f32) {
@@ -122,16 +144,16 @@ impl<'a> Writer<'a> {
         let image = data::read_image(path)?;
         let Prediction { labels, token_map, .. } = self.predictor.predict(&image)?;
         save(
-            &self.place("overlays", name, "png"),
+            &place(self.args, "overlays", name, "png"),
             &draw::overlay(&image, &labels, &self.palette, OPACITY),
         )?;
-        self.save_labels(&self.place("labels", name, "png"), &labels)?;
+        self.save_labels(&place(self.args, "labels", name, "png"), &labels)?;
         if let Some(map) = &token_map {
             let heat = draw::heat_map(&image, map, (1.0, 1.0), self.range(), OPACITY);
-            save(&self.place("tokens", name, "png"), &heat)?;
+            save(&place(self.args, "tokens", name, "png"), &heat)?;
         }
         if self.args.features {
-            let path = self.place("features", name, "safetensors");
+            let path = place(self.args, "features", name, "safetensors");
             make_folder(&path)?;
             let maps = self.predictor.features(&image)?;
             let maps =
@@ -139,13 +161,6 @@ impl<'a> Writer<'a> {
             checkpoint::write(&path, &maps, &BTreeMap::new())?;
         }
         Ok(())
-    }
-
-    /// `DIR/kind/name.extension`. Appended, because a name may have dots of its own.
-    fn place(&self, kind: &str, name: &Path, extension: &str) -> PathBuf {
-        let mut file = name.as_os_str().to_owned();
-        file.push(format!(".{extension}"));
-        self.args.output.join(kind).join(file)
     }
 
     fn save_labels(&self, path: &Path, labels: &LabelMap) -> Result<()> {
@@ -159,6 +174,22 @@ impl<'a> Writer<'a> {
             save(path, &ImageBuffer::from_fn(width, height, |x, y| Luma([value(x, y)])))
         }
     }
+}
+
+/// `DIR/kind/name.extension`. Appended, because a name may have dots of its own.
+fn place(args: &Args, kind: &str, name: &Path, extension: &str) -> PathBuf {
+    let mut file = name.as_os_str().to_owned();
+    file.push(format!(".{extension}"));
+    args.output.join(kind).join(file)
+}
+
+/// The classes' colours, and those of the token map if `layers` dispatch.
+fn legend(classes: &[String], palette: &[Rgb<u8>], layers: usize) -> RgbImage {
+    let mut parts = vec![draw::legend(classes, palette, LEGEND_ROWS)];
+    if layers > 0 {
+        parts.push(draw::heat_legend((0.0, layers as f32), "layers that worked on a patch"));
+    }
+    draw::stack(&parts)
 }
 
 fn make_folder(file: &Path) -> Result<()> {

@@ -1,5 +1,7 @@
 //! `rescatter score`: metrics alone, on files that any model wrote.
 
+mod coco;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +22,8 @@ pub(crate) struct Args {
 enum Metric {
     /// Mean intersection over union of two folders of PNGs with equal names.
     Miou(MiouArgs),
+    /// COCO's average precision of a results file, boxes or masks.
+    Coco(coco::Args),
 }
 
 #[derive(clap::Args)]
@@ -46,14 +50,21 @@ struct MiouArgs {
 
 /// Runs `rescatter score`.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Metric::Miou(args) = args.metric;
-    let scores = score(&args)?;
+    match args.metric {
+        Metric::Miou(args) => run_miou(&args)?,
+        Metric::Coco(args) => coco::run(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_miou(args: &MiouArgs) -> anyhow::Result<()> {
+    let scores = score(args)?;
     if args.json {
         println!("{}", serde_json::to_string(&scores)?);
     } else {
         print_table(&scores);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn score(args: &MiouArgs) -> Result<SegmentationScores> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use rescatter::config::load;
+use rescatter::data::coco::Detection;
 use rescatter::data::{self, Dataset, Loader, LoaderOptions, Mode};
 use rescatter::engine::progress::bytes;
 use rescatter::engine::trainer::peak_memory_bytes;
@@ -48,6 +49,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             // A validation set that is missing or has other classes is found before the training, not after it.
             session.check(data::segmentation_for_evaluation(&config.data.val)?.classes())?;
             session.train(model, data::segmentation(&config.data.train)?)
+        }
+        TaskModel::Detection(model) => {
+            session.check(data::detection_for_evaluation(&config.data.val)?.classes())?;
+            session.train(model, data::detection(&config.data.train)?)
         }
         TaskModel::Classification(model) => {
             session.check(data::classification(&config.data.val)?.classes())?;
@@ -117,6 +122,9 @@ impl Session<'_> {
     fn evaluate(&self) -> rescatter::Result<engine::Evaluation> {
         let thresholds = calibration::budgets(self.task, self.config)?;
         let found = self.task.evaluate(self.config, &self.classes, &|_, _| {})?;
+        if matches!(self.task, TaskModel::Detection(_)) {
+            Detection::write_all(&self.run.detections_path(), &found.detections)?;
+        }
         let scores =
             found.figures().into_iter().map(|(name, score)| (name.into(), score)).collect();
         let Ok(Value::Object(details)) = serde_json::to_value(&found) else {

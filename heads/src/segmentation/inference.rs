@@ -13,6 +13,7 @@ use super::argmax::argmax_resized;
 use super::views::{View, views, windows};
 use super::{ClassScores, SegmentationHead};
 use crate::kept::Kept;
+use crate::token_map::{in_pixels, worked_grids};
 
 /// Windows that go through the model together.
 const WINDOWS_AT_ONCE: usize = 4;
@@ -198,23 +199,6 @@ impl Mosaic {
     }
 }
 
-/// How many layers worked on each patch, one grid per image; nothing for a model without dispatchers.
-fn worked_grids(features: &Features) -> Result<Vec<Array2<f32>>> {
-    if features.kept.layers.is_empty() {
-        Ok(Vec::new())
-    } else {
-        features.kept.token_map(features.grid)
-    }
-}
-
-/// A value per patch → the same value at each of the patch's pixels, cut to `size`.
-fn in_pixels(grid: &Array2<f32>, patch: f32, size: (usize, usize)) -> Array2<f32> {
-    let (rows, columns) = grid.dim();
-    let patch_of =
-        |pixel: usize, patches: usize| ((pixel as f32 / patch) as usize).min(patches - 1);
-    Array2::from_shape_fn(size, |(y, x)| grid[[patch_of(y, rows), patch_of(x, columns)]])
-}
-
 /// `[1, K, h, w]` of logits → probabilities `[1, K, H, W]` at `size`.
 fn probabilities(logits: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     ops::log_softmax(&ops::resize_bilinear(logits, size)?, 1)?.exp()
@@ -262,7 +246,7 @@ mod tests {
             rescatter::config::load::parse(&yaml, "test.yaml".as_ref(), &[]).unwrap();
         match TaskModel::new(&config, 3, &Device::Cpu).unwrap() {
             TaskModel::Segmentation(model) => model,
-            TaskModel::Classification(_) => unreachable!("the config segments"),
+            _ => unreachable!("the config segments"),
         }
     }
 

@@ -69,8 +69,8 @@ impl SegmentationHead {
         let (loss, aux) = match config {
             HeadConfig::Upernet(config) => (&config.loss, config.aux.as_ref()),
             HeadConfig::Linear(config) => (&config.loss, None),
-            HeadConfig::Classifier(_) => {
-                bail!("`head.classifier` cannot segment; choose `upernet` or `linear`")
+            HeadConfig::MaskRcnn(_) | HeadConfig::Classifier(_) => {
+                bail!("`head.{}` cannot segment; choose `upernet` or `linear`", config.name())
             }
         };
         Ok(Self {
@@ -97,8 +97,8 @@ impl Kind {
             HeadConfig::Linear(config) => {
                 Ok(Self::Linear(LinearHead::new(config, spec, labels, root)?))
             }
-            HeadConfig::Classifier(_) => {
-                bail!("`head.classifier` cannot segment; choose `upernet` or `linear`")
+            HeadConfig::MaskRcnn(_) | HeadConfig::Classifier(_) => {
+                bail!("`head.{}` cannot segment; choose `upernet` or `linear`", config.name())
             }
         }
     }

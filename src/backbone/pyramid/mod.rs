@@ -1,5 +1,7 @@
-//! Maps at four strides from a transformer's single one; configured under `head`, saved under `backbone.`.
+//! Maps at several strides from a transformer's single one; configured under `head`, saved under `backbone.`.
 
 pub mod dyt;
+pub mod vitdet;
 
 pub use dyt::DytPyramid;
+pub use vitdet::SimplePyramid;

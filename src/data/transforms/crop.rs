@@ -64,6 +64,7 @@ fn cut(frame: &mut Frame, [top, left, height, width]: Window) {
     if frame.size() == (height, width) {
         return;
     }
+    frame.geometry.shift(left as f64, top as f64);
     let (x, y, w, h) = (left as u32, top as u32, width as u32, height as u32);
     frame.image = image::imageops::crop_imm(&frame.image, x, y, w, h).to_image();
     frame.label = frame

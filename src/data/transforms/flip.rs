@@ -4,6 +4,7 @@ use super::Frame;
 
 /// Mirrors image and label in place.
 pub(super) fn horizontal(frame: &mut Frame) {
+    frame.geometry.mirror(f64::from(frame.image.width()));
     image::imageops::flip_horizontal_in_place(&mut frame.image);
     if let Some(label) = &mut frame.label {
         for mut row in label.rows_mut() {
@@ -13,5 +14,4 @@ pub(super) fn horizontal(frame: &mut Frame) {
             }
         }
     }
-    frame.flipped = !frame.flipped;
 }

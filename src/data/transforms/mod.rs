@@ -1,10 +1,12 @@
 //! The input pipeline: mmsegmentation's transforms with its semantics, one file each.
 //!
-//! Image and label always move together. Pixels stay 8-bit `H × W × 3` until `normalize` writes them once as `(3, H, W)`
+//! Image and label map always move together; what else belongs to an image (boxes, polygons, runs) follows the recorded
+//! [`Geometry`] afterwards. Pixels stay 8-bit `H × W × 3` until `normalize` writes them once as `(3, H, W)`
 //! floats; every random decision draws from the sample's own stream.
 
 mod crop;
 mod flip;
+mod geometry;
 mod normalize;
 mod pad;
 mod photometric;
@@ -22,6 +24,8 @@ use crate::head::ImageMeta;
 use crate::rng::Stream;
 use crate::{Error, Result};
 
+pub use geometry::{Axis, Geometry};
+
 /// A sample before it is normalised.
 #[derive(Debug, Clone)]
 pub struct Frame {
@@ -31,11 +35,22 @@ pub struct Frame {
     pub label: Option<LabelMap>,
     /// What the label holds where nothing counts.
     pub ignore_index: u16,
-    /// Whether it was mirrored.
-    pub flipped: bool,
+    /// What was done to the pixels so far.
+    pub geometry: Geometry,
 }
 
 impl Frame {
+    /// An image as it is on disk, without a label map.
+    pub fn new(image: RgbImage) -> Self {
+        Self { image, label: None, ignore_index: 0, geometry: Geometry::default() }
+    }
+
+    /// The same with a label map of its size.
+    #[must_use]
+    pub fn with_label(self, label: LabelMap, ignore_index: u16) -> Self {
+        Self { label: Some(label), ignore_index, ..self }
+    }
+
     /// Height and width.
     fn size(&self) -> (usize, usize) {
         (self.image.height() as usize, self.image.width() as usize)
@@ -51,6 +66,8 @@ pub struct Done {
     pub label: Option<LabelMap>,
     /// Name and sizes.
     pub meta: ImageMeta,
+    /// What was done to the pixels.
+    pub geometry: Geometry,
 }
 
 /// What happens to labels.
@@ -131,8 +148,9 @@ impl Pipeline {
             image = pad::floats(image, *size);
             label = label.map(|label| pad::label(label, *size, frame.ignore_index));
         }
-        let meta = ImageMeta { name, original, input, flipped: frame.flipped };
-        Ok(Done { image, label: label.or(kept), meta })
+        let geometry = frame.geometry;
+        let meta = ImageMeta { name, original, input, flipped: geometry.is_mirrored() };
+        Ok(Done { image, label: label.or(kept), meta, geometry })
     }
 }
 
@@ -148,6 +166,10 @@ fn apply(step: &TransformConfig, frame: &mut Frame, stream: &mut Stream) -> Resu
                 multiple_of: *multiple_of,
             };
             resize::resize(frame, rule.target(frame.size(), factor))
+        }
+        TransformConfig::ResizeShortestEdge { sizes, max_size } => {
+            let edge = sizes[stream.below(sizes.len())];
+            resize::resize(frame, resize::shortest_edge(frame.size(), edge, *max_size))
         }
         TransformConfig::RandomCrop { size, cat_max_ratio } => {
             crop::random(frame, *size, *cat_max_ratio, stream);
@@ -182,6 +204,7 @@ fn apply(step: &TransformConfig, frame: &mut Frame, stream: &mut Stream) -> Resu
 fn kind(step: &TransformConfig) -> &'static str {
     match step {
         TransformConfig::Resize { .. } => "resize",
+        TransformConfig::ResizeShortestEdge { .. } => "resize_shortest_edge",
         TransformConfig::RandomCrop { .. } => "random_crop",
         TransformConfig::RandomResizedCrop { .. } => "random_resized_crop",
         TransformConfig::CenterCrop { .. } => "center_crop",
@@ -195,6 +218,7 @@ fn kind(step: &TransformConfig) -> &'static str {
 fn keeps_whole_image(step: &TransformConfig) -> bool {
     match step {
         TransformConfig::Resize { ratio_range, .. } => ratio_range[0] == ratio_range[1],
+        TransformConfig::ResizeShortestEdge { sizes, .. } => sizes.len() == 1,
         TransformConfig::Normalize { .. } | TransformConfig::Pad { .. } => true,
         _ => false,
     }
@@ -237,6 +261,15 @@ fn check(step: &TransformConfig) -> Result<()> {
                 return wrong("multiple_of must not be 0".into());
             }
             range("ratio_range", *ratio_range, 1e-3)
+        }
+        TransformConfig::ResizeShortestEdge { sizes, max_size } => {
+            if sizes.is_empty() || sizes.contains(&0) {
+                return wrong("sizes must list lengths of 1 or more".into());
+            }
+            match sizes.iter().find(|edge| *edge > max_size) {
+                Some(edge) => wrong(format!("the edge {edge} is above max_size {max_size}")),
+                None => Ok(()),
+            }
         }
         TransformConfig::RandomCrop { cat_max_ratio, .. } => share("cat_max_ratio", *cat_max_ratio),
         TransformConfig::RandomResizedCrop { scale, .. } => {

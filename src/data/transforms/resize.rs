@@ -52,11 +52,32 @@ impl Rule {
     }
 }
 
+/// The new height and width whose shorter side is `edge`, unless the longer one would exceed `max_size`, which it then is
+/// (detectron2's `ResizeShortestEdge`).
+pub(super) fn shortest_edge(
+    (height, width): (usize, usize),
+    edge: usize,
+    max_size: usize,
+) -> (usize, usize) {
+    let (short, long) = (height.min(width) as f64, height.max(width) as f64);
+    let mut other = long * (edge as f64 / short);
+    let mut least = edge as f64;
+    if other > max_size as f64 {
+        least *= max_size as f64 / other;
+        other = max_size as f64;
+    }
+    let (least, other) = ((least + 0.5) as usize, (other + 0.5) as usize);
+    let (least, other) = (least.max(1), other.max(1));
+    if height < width { (least, other) } else { (other, least) }
+}
+
 /// Resizes image and label to `(height, width)`.
 pub(super) fn resize(frame: &mut Frame, size: (usize, usize)) -> Result<()> {
     if frame.size() == size {
         return Ok(());
     }
+    let (height, width) = frame.size();
+    frame.geometry.scale(size.1 as f64 / width as f64, size.0 as f64 / height as f64);
     frame.image = bilinear(
         &frame.image,
         [0.0, 0.0, f64::from(frame.image.width()), f64::from(frame.image.height())],
@@ -122,6 +143,15 @@ mod tests {
             Rule { keep_ratio: false, ..keeping(Some([90, 70])) }.target((480, 640), 2.0),
             (180, 140)
         );
+    }
+
+    #[test]
+    fn the_shortest_edge_follows_detectron2() {
+        assert_eq!(shortest_edge((480, 640), 800, 1333), (800, 1067));
+        assert_eq!(shortest_edge((640, 480), 800, 1333), (1067, 800));
+        // 427 × 640 at 800 would be 1199 wide; 300 × 640 would be 1707 and is limited.
+        assert_eq!(shortest_edge((300, 640), 800, 1333), (625, 1333));
+        assert_eq!(shortest_edge((500, 500), 64, 64), (64, 64));
     }
 
     #[test]

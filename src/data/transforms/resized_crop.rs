@@ -19,6 +19,8 @@ pub(super) fn apply(
     let [top, left, height, width] = draw(frame.size(), scale, stream);
     let part = [left as f64, top as f64, width as f64, height as f64];
     frame.image = resize::bilinear(&frame.image, part, (size[0], size[1]))?;
+    frame.geometry.shift(part[0], part[1]);
+    frame.geometry.scale(size[1] as f64 / part[2], size[0] as f64 / part[3]);
     frame.label = frame.label.take().map(|label| {
         let part = label.slice(s![top..top + height, left..left + width]).to_owned();
         resize::nearest(&part, (size[0], size[1]))

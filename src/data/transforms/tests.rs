@@ -15,7 +15,7 @@ fn frame(height: usize, width: usize, block: usize) -> Frame {
     let image = RgbImage::from_fn(width as u32, height as u32, |x, y| {
         Rgb([10 * class(y as usize, x as usize) as u8, y as u8, x as u8])
     });
-    Frame { image, label: Some(label), ignore_index: IGNORE, flipped: false }
+    Frame::new(image).with_label(label, IGNORE)
 }
 
 fn plain() -> TransformConfig {
@@ -114,7 +114,7 @@ proptest! {
 fn values_are_normalised_per_channel() {
     let image = RgbImage::from_pixel(1, 1, Rgb([255, 51, 0]));
     let steps = [TransformConfig::Normalize { mean: [0.5, 0.2, 0.1], std: [0.5, 0.1, 0.2] }];
-    let frame = Frame { image, label: None, ignore_index: 0, flipped: false };
+    let frame = Frame::new(image);
     let pipeline = Pipeline::new(&steps, Labels::Transformed).unwrap();
     let done = pipeline
         .apply(frame, "one".into(), &mut Rng::new(0).stream(Purpose::Augment, 0, 0))

@@ -108,7 +108,7 @@ fn copy_strided(target: &mut [f32], source: &[f32], stride: usize) {
 }
 
 /// Each image's `x` `[C, H, W]` as `[(H − 1)·width + W, C]`: pixels first, zeros in the columns beyond the map.
-pub(super) fn pixels_first(
+pub(in crate::ops) fn pixels_first(
     x: &[f32],
     channels: usize,
     size: (usize, usize),
@@ -129,7 +129,7 @@ pub(super) fn pixels_first(
 }
 
 /// `source` `[rows, cols]` with `stride` from row to row → `target` `[cols, rows]`.
-pub(super) fn transpose(
+pub(in crate::ops) fn transpose(
     source: &[f32],
     stride: usize,
     (rows, cols): (usize, usize),

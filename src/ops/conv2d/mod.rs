@@ -9,6 +9,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use super::fusible;
 pub(super) use fused::channel_sums;
+pub(super) use grid::{pixels_first, transpose};
 
 /// How the kernel walks over the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

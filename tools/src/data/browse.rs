@@ -7,7 +7,7 @@ use anyhow::Context;
 use image::{Rgb, RgbImage};
 use ndarray::Array3;
 use rescatter::config::{SplitConfig, Task, TransformConfig, load};
-use rescatter::data::{self, Loader, LoaderOptions, Mode};
+use rescatter::data::{self, Instances, Loader, LoaderOptions, Mode};
 use rescatter::draw;
 
 use super::AnyConfig;
@@ -58,7 +58,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (tiles, legend) = match config.task {
         Task::Segmentation => segmentation_tiles(split, options, args.count)?,
         Task::Classification => classification_tiles(split, options, args.count)?,
-        _ => anyhow::bail!("`data browse` draws segmentation and classification sets only"),
+        Task::Detection => detection_tiles(split, options, args.count)?,
+        Task::Video => anyhow::bail!("`data browse` draws no videos"),
     };
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot create `{}`", args.output.display()))?;
@@ -91,6 +92,46 @@ fn segmentation_tiles(
         tiles.push((pair, batch.metas[0].name.clone()));
     }
     Ok((tiles, Some(draw::legend(&names, &palette, LEGEND_ROWS))))
+}
+
+fn detection_tiles(
+    split: &SplitConfig,
+    options: LoaderOptions,
+    count: usize,
+) -> anyhow::Result<Tiles> {
+    let set = data::detection(split)?;
+    let (names, palette) = (set.classes().to_vec(), draw::palette(set.classes().len()));
+    let pixels = Pixels::of(split);
+    let mut tiles = Vec::new();
+    for batch in Loader::new(set, options)?.take(count) {
+        let batch = batch?;
+        let mut image = pixels.of_batch(&batch.images)?;
+        draw::objects(&mut image, &drawn(&batch.targets[0], &names, &palette));
+        tiles.push((image, batch.metas[0].name.clone()));
+    }
+    Ok((tiles, None))
+}
+
+/// Crowds below, then objects with their class.
+fn drawn<'a>(
+    objects: &'a Instances,
+    names: &[String],
+    palette: &[Rgb<u8>],
+) -> Vec<draw::Drawn<'a>> {
+    let crowds = objects.crowds.iter().map(|bbox| draw::Drawn {
+        bbox: *bbox,
+        mask: None,
+        colour: Rgb([255; 3]),
+        caption: "crowd".into(),
+    });
+    let members = objects.boxes.iter().zip(&objects.classes).enumerate();
+    let members = members.map(|(index, (bbox, class))| draw::Drawn {
+        bbox: *bbox,
+        mask: objects.masks.get(index),
+        colour: palette[*class as usize],
+        caption: names[*class as usize].clone(),
+    });
+    crowds.chain(members).collect()
 }
 
 fn classification_tiles(

@@ -1,5 +1,8 @@
 //! `rescatter data check`: reads every file of both splits once.
 
+mod coco;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,6 +10,7 @@ use rayon::prelude::*;
 use rescatter::config::{
     ClassNames, MaskFolderConfig, OnError, SplitConfig, TransformConfig, load,
 };
+use rescatter::data::coco::Fault;
 use rescatter::data::transforms::{Labels, Pipeline};
 use rescatter::data::{Dataset, ImageFolder, MaskFolder, read_image, same_classes};
 use serde::Serialize;
@@ -58,15 +62,18 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     heights: Option<[usize; 2]>,
     classes: Vec<ClassCount>,
-    /// Pixels (in classification: none) that count nowhere.
+    /// Pixels (in detection crowds, in classification none) that count nowhere.
     ignored: u64,
+    /// How often each kind of fault occurs in annotations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    faults: BTreeMap<Fault, usize>,
     problems: Vec<Problem>,
 }
 
 #[derive(Debug, Serialize)]
 struct ClassCount {
     name: String,
-    /// Pixels in segmentation, images in classification.
+    /// Pixels in segmentation, objects in detection, images in classification.
     count: u64,
     images: u64,
 }
@@ -148,9 +155,10 @@ fn compare_classes(reports: &mut [Report]) {
 fn check(name: &str, split: &SplitConfig) -> Report {
     let mut report = Report { split: name.to_owned(), ..Default::default() };
     // Opening the split as training does finds what single files cannot show.
-    let opened = match split_is_classification(split) {
-        true => rescatter::data::classification(split).map(drop),
-        false => rescatter::data::segmentation(split).map(drop),
+    let opened = match first_reader(split) {
+        Reader::Classification => rescatter::data::classification(split).map(drop),
+        Reader::Detection => rescatter::data::detection(split).map(drop),
+        Reader::Segmentation => rescatter::data::segmentation(split).map(drop),
     };
     let before = report.problems.len();
     walk(split, &mut report);
@@ -160,9 +168,20 @@ fn check(name: &str, split: &SplitConfig) -> Report {
     report
 }
 
-fn split_is_classification(split: &SplitConfig) -> bool {
+enum Reader {
+    Segmentation,
+    Detection,
+    Classification,
+}
+
+fn first_reader(split: &SplitConfig) -> Reader {
     let first = split.concat.as_ref().and_then(|parts| parts.first());
-    split.image_folder.is_some() || first.is_some_and(split_is_classification)
+    match (first, &split.coco, &split.image_folder) {
+        (Some(first), ..) => first_reader(first),
+        (_, Some(_), _) => Reader::Detection,
+        (_, _, Some(_)) => Reader::Classification,
+        _ => Reader::Segmentation,
+    }
 }
 
 fn walk(split: &SplitConfig, report: &mut Report) {
@@ -176,6 +195,12 @@ fn walk(split: &SplitConfig, report: &mut Report) {
         let config = MaskFolderConfig { on_error: OnError::Skip, ..config.clone() };
         match pipeline().and_then(|pipeline| MaskFolder::new(&config, pipeline)) {
             Ok(set) => walk_masks(&set, report),
+            Err(error) => report.problems.push(error.into()),
+        }
+    }
+    if let Some(config) = &split.coco {
+        match pipeline() {
+            Ok(pipeline) => coco::walk(config, pipeline, report),
             Err(error) => report.problems.push(error.into()),
         }
     }
@@ -286,6 +311,9 @@ fn print(report: &Report) {
         .collect();
     if !unseen.is_empty() {
         println!("  note: never labelled: {}", unseen.join(", "));
+    }
+    for (fault, count) in &report.faults {
+        println!("  {count} × {}", fault.name());
     }
     for problem in report.problems.iter().take(SHOWN) {
         println!("  problem: {}", problem.message);

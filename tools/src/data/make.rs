@@ -1,5 +1,7 @@
 //! `rescatter data make`: synthetic sample sets in the true on-disk formats.
 
+mod coco;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -34,6 +36,8 @@ enum Kind {
     Ade20k,
     /// Segmentation in COCO-Stuff's layout: `*_labelTrainIds.png`, 255 = unlabelled.
     CocoStuff,
+    /// Detection in COCO's layout: polygons, both kinds of runs, crowds, images without objects, gaps in the ids.
+    Coco,
     /// Classification: train/CLASS/*.jpg and val/CLASS/*.jpg, one shape per picture.
     Shapes,
 }
@@ -53,6 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     match args.kind {
         Kind::Shapes => classification(args)?,
+        Kind::Coco => coco::make(args)?,
         Kind::Ade20k => segmentation(args, &Layout::ADE20K)?,
         Kind::CocoStuff => segmentation(args, &Layout::COCO_STUFF)?,
     }

@@ -16,6 +16,22 @@ pub(super) const SHAPES: [&str; 6] = ["disc", "square", "triangle", "star", "rin
 pub(super) struct Picture {
     pub(super) image: RgbImage,
     pub(super) content: Array2<Content>,
+    /// Per pixel the number of the shape that covers it, from 1; 0 is background.
+    pub(super) owner: Array2<u8>,
+    shapes: Vec<Shape>,
+}
+
+impl Picture {
+    /// The classes of the shapes, in the order of their numbers.
+    pub(super) fn kinds(&self) -> Vec<usize> {
+        self.shapes.iter().map(|shape| shape.kind).collect()
+    }
+
+    /// Corners of the outline of shape `number` (from 1), where its middle sees all of it: not of a ring.
+    pub(super) fn outline(&self, number: usize) -> Option<Vec<[f64; 2]>> {
+        let shape = &self.shapes[number - 1];
+        (shape.distance(shape.center) < 0.0).then(|| shape.outline())
+    }
 }
 
 /// What a pixel shows.
@@ -52,14 +68,20 @@ struct Surface {
 
 /// `count` shapes (fewer where there is no room) on a picture of `side` × `side` pixels.
 pub(super) fn scene(side: usize, count: usize, stream: &mut Stream) -> Picture {
+    landscape((side, side), count, stream)
+}
+
+/// `count` shapes (fewer where there is no room) on a picture of `size` (height, width).
+pub(super) fn landscape(size: (usize, usize), count: usize, stream: &mut Stream) -> Picture {
+    let (height, width) = (size.0 as f64, size.1 as f64);
     let background = Surface::background(stream);
     let mut shapes: Vec<Shape> = Vec::new();
     for _ in 0..count {
         let kind = stream.below(SHAPES.len());
-        let radius = side as f64 * stream.range(0.16, 0.26);
+        let radius = height.min(width) * stream.range(0.16, 0.26);
         // A place that is mostly free; crowded pictures get fewer shapes.
         for _ in 0..20 {
-            let center = [0, 1].map(|_| stream.range(radius * 0.8, side as f64 - radius * 0.8));
+            let center = [width, height].map(|end| stream.range(radius * 0.8, end - radius * 0.8));
             let free =
                 |other: &Shape| distance(center, other.center) > 0.85 * (radius + other.radius);
             if shapes.iter().all(free) {
@@ -68,7 +90,7 @@ pub(super) fn scene(side: usize, count: usize, stream: &mut Stream) -> Picture {
             }
         }
     }
-    paint(side, &background, &shapes, stream)
+    paint(size, &background, shapes, stream)
 }
 
 /// One shape that fills most of a picture of `side` × `side` pixels.
@@ -78,20 +100,29 @@ pub(super) fn portrait(side: usize, kind: usize, stream: &mut Stream) -> Picture
     let radius = size * stream.range(0.26, 0.42);
     let center = [0, 1].map(|_| size / 2.0 + stream.range(-0.1, 0.1) * size);
     let shape = Shape::draw(kind, center, radius, stream);
-    paint(side, &background, &[shape], stream)
+    paint((side, side), &background, vec![shape], stream)
 }
 
-fn paint(side: usize, background: &Surface, shapes: &[Shape], stream: &mut Stream) -> Picture {
-    let mut content = Array2::from_elem((side, side), Content::Background);
+fn paint(
+    size: (usize, usize),
+    background: &Surface,
+    shapes: Vec<Shape>,
+    stream: &mut Stream,
+) -> Picture {
+    let mut content = Array2::from_elem(size, Content::Background);
+    let mut owner = Array2::zeros(size);
     let noise = stream.range(2.0, 9.0);
-    let image = RgbImage::from_fn(side as u32, side as u32, |x, y| {
+    let image = RgbImage::from_fn(size.1 as u32, size.0 as u32, |x, y| {
         let at = [f64::from(x) + 0.5, f64::from(y) + 0.5];
         let mut colour = background.at(at);
-        for shape in shapes {
+        for (number, shape) in (1..).zip(&shapes) {
             let away = shape.distance(at);
             let cover = (0.5 - away).clamp(0.0, 1.0);
             let surface = shape.surface.at(at);
             colour = std::array::from_fn(|c| colour[c] + (surface[c] - colour[c]) * cover);
+            if away < 0.0 {
+                owner[(y as usize, x as usize)] = number;
+            }
             let cell = &mut content[(y as usize, x as usize)];
             if away.abs() < EDGE_PX {
                 *cell = Content::Edge;
@@ -103,13 +134,33 @@ fn paint(side: usize, background: &Surface, shapes: &[Shape], stream: &mut Strea
             (value + noise * (stream.uniform() + stream.uniform() - 1.0)).clamp(0.0, 255.0) as u8
         }))
     });
-    Picture { image, content }
+    Picture { image, content, owner, shapes }
 }
 
 impl Shape {
     fn draw(kind: usize, center: [f64; 2], radius: f64, stream: &mut Stream) -> Self {
         let angle = stream.range(0.0, TAU);
         Self { kind, center, radius, angle, surface: Surface::of_class(kind, stream) }
+    }
+
+    /// Where rays from the middle leave the shape.
+    fn outline(&self) -> Vec<[f64; 2]> {
+        const RAYS: usize = 48;
+        let at = |angle: f64, length: f64| {
+            [self.center[0] + length * angle.cos(), self.center[1] + length * angle.sin()]
+        };
+        (0..RAYS)
+            .map(|ray| {
+                let angle = TAU * ray as f64 / RAYS as f64;
+                let (mut inside, mut outside) = (0.0, 2.0 * self.radius);
+                for _ in 0..24 {
+                    let middle = 0.5 * (inside + outside);
+                    let out = self.distance(at(angle, middle)) > 0.0;
+                    *(if out { &mut outside } else { &mut inside }) = middle;
+                }
+                at(angle, inside)
+            })
+            .collect()
     }
 
     /// Signed distance to the outline in pixels, negative inside.

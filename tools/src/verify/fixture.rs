@@ -51,6 +51,22 @@ impl Fixture {
         Ok(self.get(&format!("input.{name}"))?.clone())
     }
 
+    /// The input `name` as host values, row after row.
+    pub(super) fn values<T: candle_core::WithDType>(&self, name: &str) -> Result<Vec<T>> {
+        Ok(self.input(name)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// The boxes `[N, 4]` of the input `name`.
+    pub(super) fn boxes(&self, name: &str) -> Result<Vec<[f32; 4]>> {
+        Ok(self.values::<f32>(name)?.as_chunks::<4>().0.to_vec())
+    }
+
+    /// The inputs `prefix.0`, `prefix.1`, … as far as there are any.
+    pub(super) fn numbered(&self, prefix: &str) -> Vec<Tensor> {
+        let input = |i: usize| self.tensors.get(&format!("input.{prefix}.{i}")).cloned();
+        (0..).map_while(input).collect()
+    }
+
     /// The constant `key`, of the type that is asked for.
     pub(super) fn hyper<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T> {
         let value = self.hyper.get(key).with_context(|| format!("no `{key}` in `hyper`"))?;

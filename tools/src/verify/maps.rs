@@ -1,9 +1,10 @@
-//! The kind `resize`: interpolation, pooling and the transposed convolution.
+//! The kinds `resize` (interpolation, pooling and the transposed convolution) and `simple_fpn`.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use candle_core::{Tensor, Var};
+use rescatter::backbone::pyramid::SimplePyramid;
 use rescatter::ops::{self, Interpolation};
 
 use super::{Fixture, Outputs};
@@ -45,5 +46,28 @@ pub(super) fn resize(fixture: &Fixture) -> Result<Option<Outputs>> {
     for (name, weight) in &weights {
         outputs.insert(format!("grad.{name}"), grad(weight)?);
     }
+    Ok(Some(outputs))
+}
+
+/// `simple_fpn`: p2 … p6 and all gradients for the given upstream ones.
+pub(super) fn simple_fpn(fixture: &Fixture) -> Result<Option<Outputs>> {
+    let store = Fixture::store();
+    let (dim, channels) = (fixture.hyper("dim")?, fixture.hyper("channels")?);
+    let pyramid = SimplePyramid::new(dim, channels, &store.root())?;
+    fixture.load_into(&store)?;
+    let x = Var::from_tensor(&fixture.input("feature")?)?;
+    let levels = pyramid.forward(&x)?;
+    let mut outputs = Outputs::new();
+    let mut loss = Tensor::zeros((), x.dtype(), x.device())?;
+    for (i, level) in levels.into_iter().enumerate() {
+        let name = format!("p{}", i + 2);
+        let upstream = fixture.input(&format!("grad_out.{name}"))?;
+        loss = (loss + (&level * upstream)?.sum_all()?)?;
+        outputs.insert(format!("output.{name}"), level);
+    }
+    let grads = loss.backward()?;
+    let grad = grads.get(&x).cloned().map_or_else(|| x.zeros_like(), Ok)?;
+    outputs.insert("grad.input.feature".into(), grad);
+    fixture.collect_grads(&store, &grads, &mut outputs)?;
     Ok(Some(outputs))
 }

@@ -2,10 +2,14 @@
 //!
 //! One file per family of kinds; each computes a file's outputs by name, and the comparison is here.
 
+mod boxes;
+mod cascade;
 mod fixture;
 mod heads;
 mod maps;
 mod optim;
+mod rcnn;
+mod regions;
 mod vit;
 mod vitdet;
 
@@ -45,6 +49,23 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
         "uper_head" => heads::evaluation(fixture),
         "uper_head_train" => heads::training(fixture),
         "resize" => maps::resize(fixture),
+        "simple_fpn" => maps::simple_fpn(fixture),
+        "roi_align" => regions::align(fixture),
+        "multilevel_roi_align" => regions::multilevel(fixture),
+        "level_assignment" => regions::levels(fixture),
+        "paste_masks" => regions::paste_masks(fixture),
+        "nms" => boxes::plain_nms(fixture),
+        "batched_nms" => boxes::grouped_nms(fixture),
+        "soft_nms" => boxes::decayed_nms(fixture),
+        "conv_box_head" => cascade::conv_box_head(fixture),
+        "norm_mask_head" => cascade::norm_mask_head(fixture),
+        "cascade_heads" => cascade::heads(fixture),
+        "cascade_losses" => cascade::losses(fixture),
+        "box_coder" => boxes::coder(fixture),
+        "anchors" => boxes::anchors(fixture),
+        "match" => boxes::matches(fixture),
+        "mask_rcnn_heads" => rcnn::heads(fixture),
+        "mask_rcnn_losses" => rcnn::losses(fixture),
         _ => Ok(None),
     }
 }
