@@ -53,6 +53,19 @@ impl ConvBlock {
         (0..count).map(|i| Self::new((input(i), output), norm, init, &scope.pp(i))).collect()
     }
 
+    /// The same for rows `[N, 9 · input]` of single neighbourhoods, pixel by pixel, each with all its channels → `[N, output]`.
+    pub(super) fn forward_rows(&self, rows: &Tensor) -> Result<Tensor> {
+        // [O, C, 3, 3] → [O, 3 · 3 · C]
+        let weight = self.weight.permute((0, 2, 3, 1))?.contiguous()?.flatten_from(1)?;
+        match &self.after {
+            After::Bias(bias) => ops::linear(rows, &weight, Some(bias))?.relu(),
+            After::Norm(scale, bias) => {
+                let x = ops::linear(rows, &weight, None)?;
+                ops::layer_norm(&x, scale, bias, NORM_EPS)?.relu()
+            }
+        }
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.after {
             After::Bias(bias) => ops::conv2d(x, &self.weight, Some(bias), Conv2d::same(3))?.relu(),

@@ -171,14 +171,16 @@ impl Head for MaskRcnn {
         let parts = &self.trained;
         check_classes(targets, self.classes)?;
         let levels = parts.pyramid.forward(the_map(features, targets.len())?)?;
-        let output = parts.rpn.forward(&levels)?;
         let all: Vec<[f32; 4]> = self.anchors(&levels)?.concat();
         let sampled = targets.iter().enumerate().map(|(image, objects)| {
             let number = ctx.samples.get(image).copied().unwrap_or(image as u64);
             anchor_targets(&self.config.rpn, &all, objects, (ctx, number))
         });
         let sampled: Vec<_> = sampled.collect();
-        let mut terms = output.losses(&sampled, self.config.rpn.beta)?.to_vec();
+        let beta = self.config.rpn.beta;
+        let mut terms = rpn::losses(&parts.rpn, &levels, &sampled, beta)?.to_vec();
+        let detached = levels.each_ref().map(Tensor::detach);
+        let output = self.inference.rpn.forward(&detached)?;
         // Images of a batch are padded to one size, and proposals may reach into the padding.
         let image = extent(features);
         let sizes = vec![image; targets.len()];

@@ -15,7 +15,7 @@ use rescatter_heads::mask_rcnn::mask_head::{MASK_SIZE, mask_targets};
 use rescatter_heads::mask_rcnn::proposals::{ProposalOptions, ProposalSet};
 use rescatter_heads::mask_rcnn::regions::Regions;
 use rescatter_heads::mask_rcnn::roi_heads::RoiHeads;
-use rescatter_heads::mask_rcnn::rpn::{AnchorTargets, RpnHead};
+use rescatter_heads::mask_rcnn::rpn::{self, AnchorTargets, RpnHead};
 
 use super::boxes::{indices, tensor};
 use super::regions::{pasted, pooler, rois};
@@ -208,7 +208,7 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
     let target = regions.targets(coder, &objects);
     outputs.insert("output.roi_target".into(), deltas(&target.positives)?);
     outputs.insert("output.mask_target".into(), mask_target(&regions, &objects, net.image)?);
-    let mut terms = net.rpn.forward(&levels)?.losses(&sampled, beta(fixture)?)?.to_vec();
+    let mut terms = rpn::losses(&net.rpn, &levels, &sampled, fixture.hyper("rpn_beta")?)?.to_vec();
     terms.extend(net.roi_heads.losses(&levels, regions, &objects, net.image)?);
     let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu)?;
     for term in terms {
@@ -232,10 +232,6 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
     }
     fixture.collect_grads(&net.store, &grads, &mut outputs)?;
     Ok(Some(outputs))
-}
-
-fn beta(fixture: &Fixture) -> Result<f64> {
-    fixture.hyper("rpn_beta")
 }
 
 /// The mask targets of the foreground regions, in their order.
