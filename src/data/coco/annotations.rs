@@ -90,7 +90,7 @@ fn flag<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<bool, 
 }
 
 impl Annotations {
-    /// Reads the file; what it says is not judged, see [`Annotations::problems`](super::problems).
+    /// Reads the file; what it says is not judged, see [`Annotations::problems`].
     ///
     /// # Errors
     /// If the file cannot be read or is not COCO's JSON: the message names the record.

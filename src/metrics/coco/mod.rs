@@ -2,6 +2,7 @@
 //!
 //! The numbers are those of pycocotools' `COCOeval` with its standard settings: IoU 0.50 to 0.95 in steps of 0.05, 101 recall
 //! points, 100 detections an image. The matching itself is the crate `hotcoco`'s; what goes in is checked here first.
+//! One departure: pycocotools takes a match with annotation id 0 for none; here every id is an id.
 
 mod breakdown;
 
