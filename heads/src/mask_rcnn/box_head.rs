@@ -11,7 +11,7 @@ use super::layers::{ConvBlock, Projection, xavier};
 pub const BOX_BINS: usize = 7;
 
 /// The label of a region that counts nowhere.
-pub(super) const IGNORED: u32 = u32::MAX;
+pub const IGNORED: u32 = u32::MAX;
 
 /// Convolutions and fully connected layers, then class scores and box deltas.
 #[derive(Debug, Clone)]
