@@ -7,6 +7,7 @@ pub mod classifier;
 pub mod detection;
 pub mod evaluation;
 pub mod flops;
+mod images;
 pub mod kept;
 pub mod linear;
 pub mod mask_rcnn;

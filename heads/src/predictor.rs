@@ -6,14 +6,13 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use ndarray::{Array2, Array3};
 use rescatter::backbone::Pass;
-use rescatter::config::{EvalConfig, Variant};
+use rescatter::config::EvalConfig;
 use rescatter::data::LabelMap;
-use rescatter::data::transforms::{Frame, Labels, Pipeline};
-use rescatter::head::ImageMeta;
+use rescatter::data::transforms::{Labels, Pipeline};
 use rescatter::model::Model;
-use rescatter::rng::{Purpose, Rng};
 use rescatter::{Error, Result};
 
+use crate::images::{dispatching_layers, input};
 use crate::run::{Trained, Which};
 use crate::segmentation::inference::{Segmentation, Segmenter};
 use crate::token_map::nearest;
@@ -126,10 +125,7 @@ impl Predictor {
 
     /// How many layers dispatch tokens, and so the largest value of a token map.
     pub fn dispatching_layers(&self) -> usize {
-        match self.model.backbone.dispatch().variant {
-            Variant::None => 0,
-            Variant::Mlp => self.model.backbone.dims().depth,
-        }
+        dispatching_layers(&self.model.backbone)
     }
 
     /// Segments one image.
@@ -137,7 +133,7 @@ impl Predictor {
     /// # Errors
     /// If it is too small for the transforms.
     pub fn predict(&self, image: &RgbImage) -> Result<Prediction> {
-        let (input, meta) = self.input(image)?;
+        let (input, meta) = input(&self.pipeline, image)?;
         let segmenter = Segmenter { model: &self.model, config: &self.eval };
         let segmentation = segmenter.segment(&input, &meta)?;
         Ok(Prediction {
@@ -154,21 +150,10 @@ impl Predictor {
     /// # Errors
     /// As [`Predictor::predict`].
     pub fn features(&self, image: &RgbImage) -> Result<Vec<Tensor>> {
-        let (input, _) = self.input(image)?;
+        let (input, _) = input(&self.pipeline, image)?;
         let input = input.to_device(self.model.params.device())?;
         let features = self.model.backbone.forward(&input, &Pass::Infer)?;
         let maps = features.maps.iter().map(|map| map.squeeze(0)?.to_device(&Device::Cpu));
         Ok(maps.collect::<candle_core::Result<_>>()?)
-    }
-
-    fn input(&self, image: &RgbImage) -> Result<(Tensor, ImageMeta)> {
-        let frame = Frame::new(image.clone());
-        // The transforms of an evaluation draw nothing.
-        let mut stream = Rng::new(0).stream(Purpose::Augment, 0, 0);
-        let done = self.pipeline.apply(frame, String::new(), &mut stream)?;
-        let (c, h, w) = done.image.dim();
-        let input =
-            Tensor::from_iter(done.image.iter().copied(), &Device::Cpu)?.reshape((1, c, h, w))?;
-        Ok((input, done.meta))
     }
 }

@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
 use ndarray::Array2;
-use rescatter::config::{EvalConfig, Variant};
-use rescatter::data::transforms::{Frame, Labels, Pipeline};
+use rescatter::config::EvalConfig;
+use rescatter::data::transforms::{Labels, Pipeline};
 use rescatter::model::Model;
-use rescatter::rng::{Purpose, Rng};
 use rescatter::{Error, Result};
 
 use super::{Detector, Object, at_original};
+use crate::images::{dispatching_layers, input};
 use crate::kept::Kept;
 use crate::run::{Trained, Which};
 use crate::token_map::nearest;
@@ -78,10 +77,7 @@ impl DetectionPredictor {
 
     /// How many layers dispatch tokens, and so the largest value of a token map.
     pub fn dispatching_layers(&self) -> usize {
-        match self.model.backbone.dispatch().variant {
-            Variant::None => 0,
-            Variant::Mlp => self.model.backbone.dims().depth,
-        }
+        dispatching_layers(&self.model.backbone)
     }
 
     /// Detects the objects of one image.
@@ -89,16 +85,11 @@ impl DetectionPredictor {
     /// # Errors
     /// If it is too small for the transforms.
     pub fn predict(&self, image: &RgbImage) -> Result<Prediction> {
-        // The transforms of an evaluation draw nothing.
-        let mut stream = Rng::new(0).stream(Purpose::Augment, 0, 0);
-        let done = self.pipeline.apply(Frame::new(image.clone()), String::new(), &mut stream)?;
-        let (c, h, w) = done.image.dim();
-        let input =
-            Tensor::from_iter(done.image.iter().copied(), &Device::Cpu)?.reshape((1, c, h, w))?;
-        let found = Detector::new(&self.model, &self.eval)?.detect(&input, &done.meta)?;
+        let (input, meta) = input(&self.pipeline, image)?;
+        let found = Detector::new(&self.model, &self.eval)?.detect(&input, &meta)?;
         Ok(Prediction {
             objects: at_original(&found.detections),
-            token_map: found.layers_worked.map(|map| nearest(&map, done.meta.original)),
+            token_map: found.layers_worked.map(|map| nearest(&map, meta.original)),
             kept: found.kept,
         })
     }

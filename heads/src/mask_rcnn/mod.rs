@@ -37,6 +37,7 @@ use self::proposals::{ProposalOptions, ProposalSet};
 use self::regions::Regions;
 use self::roi_heads::RoiHeads;
 use self::rpn::{RpnHead, RpnOutput, anchor_targets};
+use crate::images::extent;
 
 /// The detector on one tapped map.
 #[derive(Debug)]
@@ -222,10 +223,4 @@ fn check_classes(targets: &[Instances], classes: usize) -> Result<()> {
         Some(class) => bail!("an object has class {class}, the model has {classes} classes"),
         None => Ok(()),
     }
-}
-
-/// Height and width in pixels that the maps cover.
-fn extent(features: &Features) -> (usize, usize) {
-    let pixels = |patches: usize| (patches as f32 * features.stride_px).round() as usize;
-    (pixels(features.grid.0), pixels(features.grid.1))
 }

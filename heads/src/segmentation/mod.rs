@@ -11,6 +11,7 @@ use rescatter::head::{FeatureSpec, Head, ImageMeta, Losses, StepContext};
 use rescatter::ops;
 use rescatter::params::Scope;
 
+use crate::images::extent;
 use crate::linear::LinearHead;
 use crate::segmentation_loss::{Branch, SegmentationLoss, label_tensor};
 use crate::upernet::UperNet;
@@ -145,12 +146,6 @@ impl Head for SegmentationHead {
         };
         images.iter().enumerate().map(one).collect()
     }
-}
-
-/// Height and width in pixels that the maps cover.
-fn extent(features: &Features) -> (usize, usize) {
-    let pixels = |patches: usize| (patches as f32 * features.stride_px).round() as usize;
-    (pixels(features.grid.0), pixels(features.grid.1))
 }
 
 /// `[B, K, h, w]` over `extent` pixels → `[B, K, H, W]` of its upper left `size` pixels.
