@@ -1,0 +1,137 @@
+//! Where samples come from.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::TransformConfig;
+
+/// Both splits and the loader.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// What is trained on.
+    pub train: SplitConfig,
+    /// What is evaluated on.
+    pub val: SplitConfig,
+    /// Threads that read and transform; 0 reads in the training thread.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
+}
+
+/// One split: exactly one reader (or `concat`), and its transforms.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SplitConfig {
+    /// ADE20K's layout, or any pair of folders with images and PNG labels of equal names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ade20k: Option<MaskFolderConfig>,
+    /// COCO-Stuff 164k: labels `*_labelTrainIds.png` or raw category ids through `label_map`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coco_stuff: Option<MaskFolderConfig>,
+    /// Image classification: one folder per class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_folder: Option<ImageFolderConfig>,
+    /// Detection: COCO's `instances_*.json` beside a folder of images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coco: Option<CocoConfig>,
+    /// Several sets, one after the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concat: Option<Vec<SplitConfig>>,
+    /// How often the set is repeated in an epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<usize>,
+    /// Applied in order; the first that needs randomness draws from the sample's own stream.
+    pub transforms: Vec<TransformConfig>,
+}
+
+/// Images beside PNG label maps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaskFolderConfig {
+    /// Folder of images (searched through its subfolders).
+    pub images: PathBuf,
+    /// Folder of label PNGs with the same relative names.
+    pub labels: PathBuf,
+    /// What replaces the image's extension in the label's name, e.g. `.png` or `_labelTrainIds.png`.
+    #[serde(default = "default_label_suffix")]
+    pub label_suffix: String,
+    /// Names in the order of the label values, or a text file with one name per line.
+    pub classes: ClassNames,
+    /// Replaces raw label values before anything else, e.g. `{11: 255}`.
+    #[serde(default)]
+    pub label_map: std::collections::BTreeMap<u32, u32>,
+    /// Whether 0 means "unlabelled": 0 → ignore, others minus one.
+    #[serde(default)]
+    pub reduce_zero_label: bool,
+    /// The label that counts nowhere.
+    #[serde(default = "default_ignore_index")]
+    pub ignore_index: u32,
+    /// A broken sample ends the run, or is skipped, counted and reported.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+/// Image classification from folders: one per class, the name is the class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFolderConfig {
+    /// The folder of class folders.
+    pub root: PathBuf,
+    /// Names and order of the classes; by default the folders' names, sorted.
+    #[serde(default)]
+    pub classes: Option<ClassNames>,
+    /// A broken sample ends the run, or is skipped, counted and reported.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+/// Images with COCO's annotations; the classes are the file's categories in the order of their ids.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CocoConfig {
+    /// The folder that `file_name` starts in.
+    pub images: PathBuf,
+    /// `instances_*.json`.
+    pub annotations: PathBuf,
+    /// Takes only the images with the lowest ids, as many as this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<usize>,
+    /// Whether images without an object are left out (crowds do not count); in training only.
+    #[serde(default)]
+    pub filter_empty: bool,
+    /// A broken sample ends the run, or is skipped, counted and reported.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+/// What happens at a broken sample.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// The run ends with the file's name.
+    #[default]
+    Stop,
+    /// The next sample takes its place; the epoch's report counts it.
+    Skip,
+}
+
+/// Class names: a list, or a file with one per line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ClassNames {
+    /// In the order of the label values.
+    List(Vec<String>),
+    /// One per line.
+    File(PathBuf),
+}
+
+fn default_workers() -> usize {
+    2
+}
+fn default_label_suffix() -> String {
+    ".png".into()
+}
+fn default_ignore_index() -> u32 {
+    255
+}
