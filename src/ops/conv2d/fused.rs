@@ -1,4 +1,5 @@
-//! The convolution without im2col: one product per tap of the kernel, each reading the padded map at an offset.
+//! The convolution without im2col: one product per tap of the kernel, each reading the padded map at an offset; 3×3
+//! kernels of stride 1 go through [`super::winograd`] where that pays.
 
 use std::borrow::Cow;
 
@@ -8,6 +9,7 @@ use rayon::prelude::*;
 use super::Geometry;
 use super::grid::{Grid, GridSpec, pixels_first};
 use super::product::{Product, Tap, weight_gradient};
+use super::winograd::Winograd;
 use crate::ops::count;
 use crate::ops::host::{slice, values};
 
@@ -30,6 +32,9 @@ struct Fused(Geometry);
 impl Fused {
     fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
         count("conv2d");
+        if Winograd::of(&self.0).is_some() {
+            count("conv2d.winograd");
+        }
         (CpuStorage::F32(self.0.forward(x, w, bias)), self.0.output_shape())
     }
 
@@ -160,6 +165,14 @@ impl Geometry {
 
     /// `x` `[B, C, H, W]` → `[B, O, H', W']`.
     pub(in crate::ops) fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        match Winograd::of(self) {
+            Some(winograd) => winograd.forward(x, w, bias),
+            None => self.direct(x, w, bias),
+        }
+    }
+
+    /// The same as a sum of products.
+    pub(super) fn direct(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let grid = self.input_grid(x);
         let matrices = if self.area() == 1 {
             Cow::Borrowed(w)
@@ -200,6 +213,18 @@ impl Geometry {
     /// Each phase of the padded input is a convolution of the gradient with the transposed taps that lead to it.
     /// With `bias` it is a transposed convolution.
     pub(in crate::ops) fn input_gradient(
+        &self,
+        w: &[f32],
+        grad: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
+        match Winograd::of(self) {
+            Some(winograd) if bias.is_none() => winograd.input_gradient(w, grad),
+            _ => self.direct_input_gradient(w, grad, bias),
+        }
+    }
+
+    pub(super) fn direct_input_gradient(
         &self,
         w: &[f32],
         grad: &[f32],
@@ -251,6 +276,13 @@ impl Geometry {
     }
 
     pub(in crate::ops) fn weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        match Winograd::of(self) {
+            Some(winograd) => winograd.weight_gradient(x, grad),
+            None => self.direct_weight_gradient(x, grad),
+        }
+    }
+
+    pub(super) fn direct_weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let grid = self.input_grid(x);
         let taps = self.input_taps(grid.width);
         let grad = pixels_first(grad, self.outputs, self.size, grid.width);

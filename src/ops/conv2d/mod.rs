@@ -4,6 +4,7 @@ mod composed;
 mod fused;
 mod grid;
 mod product;
+mod winograd;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
