@@ -313,6 +313,9 @@ fn the_same_model_loads_from_every_format() {
         ("vit_f16.safetensors", Format::Safetensors, NameMap::Timm),
         ("vit_bf16.safetensors", Format::Safetensors, NameMap::Timm),
         ("vit.npz", Format::Npz, NameMap::Google),
+        ("vit_protocol2.pkl", Format::Pickle, NameMap::Timm),
+        ("vit_protocol4.pkl", Format::Pickle, NameMap::Timm),
+        ("vit_protocol5.pkl", Format::Pickle, NameMap::Timm),
         ("nested.pth", Format::TorchZip, NameMap::Timm),
         ("nested_legacy.pth", Format::TorchLegacy, NameMap::Timm),
     ];
@@ -406,7 +409,9 @@ fn a_python_object_is_refused_and_not_built() {
 #[test]
 fn a_truncated_file_of_any_format_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["vit_zip.pth", "vit_legacy.pth", "vit_f16.safetensors", "vit.npz"] {
+    for name in
+        ["vit_zip.pth", "vit_legacy.pth", "vit_f16.safetensors", "vit.npz", "vit_protocol4.pkl"]
+    {
         let bytes = std::fs::read(fixture(&format!("weights/{name}"))).unwrap();
         let path = folder.path().join(name);
         for length in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {

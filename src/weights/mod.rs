@@ -11,6 +11,7 @@ use zip::ZipArchive;
 
 use crate::{Error, Result};
 
+mod arrays;
 pub mod checkpoint;
 mod detectors;
 mod layout;
@@ -37,6 +38,8 @@ pub enum Format {
     TorchLegacy,
     /// NumPy's archive of arrays.
     Npz,
+    /// Python's pickle of NumPy arrays (detectron2).
+    Pickle,
 }
 
 impl std::fmt::Display for Format {
@@ -46,6 +49,7 @@ impl std::fmt::Display for Format {
             Self::TorchZip => "PyTorch (zip)",
             Self::TorchLegacy => "PyTorch (before 1.6)",
             Self::Npz => "NumPy archive",
+            Self::Pickle => "pickle of NumPy arrays",
         })
     }
 }
@@ -61,7 +65,7 @@ pub struct File {
     pub tensors: Tensors,
     /// Its text (safetensors only).
     pub metadata: Metadata,
-    /// Keys that were descended into to find the weights (PyTorch only), outermost first.
+    /// Keys that were descended into to find the weights (pickles only), outermost first.
     pub nesting: Vec<String>,
     /// Entries that are not weights: optimizer, epoch, arguments.
     pub beside: Vec<String>,
@@ -90,6 +94,12 @@ impl File {
             let contents = torch::read_legacy(&map)
                 .map_err(|error| damaged(path, "PyTorch checkpoint", &error))?;
             return Ok(Self::from_torch(path, Format::TorchLegacy, contents));
+        }
+        // Every pickle since protocol 2 starts with its number.
+        if map.first() == Some(&0x80) {
+            let contents = torch::read_pickle(&map)
+                .map_err(|error| damaged(path, "pickle of NumPy arrays", &error))?;
+            return Ok(Self::from_torch(path, Format::Pickle, contents));
         }
         if map.get(8) == Some(&b'{') {
             let file = safetensors::File::open(path)?;
@@ -157,8 +167,7 @@ pub fn sha256(path: &Path) -> Result<String> {
     }
 }
 
-const FORMATS: &str =
-    "weights are read from safetensors, PyTorch (.pth, .pt, .bin) and NumPy (.npz) files";
+const FORMATS: &str = "weights are read from safetensors, PyTorch (.pth, .pt, .bin), NumPy (.npz) and detectron2 (.pkl) files";
 
 const RESAVE: &str = "save the weights alone with torch.save(model.state_dict(), \"weights.pth\")";
 
@@ -192,8 +201,6 @@ fn unknown(path: &Path, bytes: &[u8]) -> Error {
         ("is a GGUF file", FORMATS)
     } else if start.starts_with(b"\x1f\x8b") {
         ("is compressed with gzip", "unpack it with gunzip or tar first")
-    } else if start.starts_with(b"\x80") {
-        ("is a Python pickle but not a PyTorch checkpoint", RESAVE)
     } else {
         ("is not a checkpoint of a known format", FORMATS)
     };

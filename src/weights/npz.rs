@@ -37,7 +37,32 @@ fn array(bytes: &[u8]) -> Result<Option<Tensor>> {
     else {
         bail!("its header lacks a field: {header}")
     };
-    let dtype = match descr.trim_matches(['\'', '"']) {
+    let dims =
+        shape.trim_matches(['(', ')']).split(',').map(str::trim).filter(|dim| !dim.is_empty());
+    let Ok(dims) = dims.map(str::parse::<usize>).collect::<std::result::Result<Vec<_>, _>>() else {
+        bail!("its shape {shape} is not one")
+    };
+    let order = if order == "False" { Order::Rows } else { Order::Columns };
+    tensor(descr.trim_matches(['\'', '"']), order, dims, data)
+}
+
+/// How the elements of an array follow one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The last axis fastest (C).
+    Rows,
+    /// The first axis fastest (Fortran).
+    Columns,
+}
+
+/// The array of type `descr` (`<f4`, …) and size `dims` at the start of `data`; `None` for Python objects or strings.
+pub(super) fn tensor(
+    descr: &str,
+    order: Order,
+    mut dims: Vec<usize>,
+    data: &[u8],
+) -> Result<Option<Tensor>> {
+    let dtype = match descr {
         "<f4" => DType::F32,
         "<f8" => DType::F64,
         "<f2" => DType::F16,
@@ -51,15 +76,9 @@ fn array(bytes: &[u8]) -> Result<Option<Tensor>> {
         other if other.contains(['O', 'U', 'S']) => return Ok(None),
         other => bail!("element type {other} is not supported"),
     };
-    let dims =
-        shape.trim_matches(['(', ')']).split(',').map(str::trim).filter(|dim| !dim.is_empty());
-    let Ok(mut dims) = dims.map(str::parse::<usize>).collect::<std::result::Result<Vec<_>, _>>()
-    else {
-        bail!("its shape {shape} is not one")
-    };
     let wanted = dims.iter().try_fold(dtype.size_in_bytes(), |n, &dim| n.checked_mul(dim));
     let Some(values) = wanted.and_then(|wanted| data.get(..wanted)) else { bail!("it is cut off") };
-    if order == "False" {
+    if order == Order::Rows {
         return Tensor::from_raw_buffer(values, dtype, &dims, &Device::Cpu).map(Some);
     }
     // Column-major order is row-major order of the transpose.

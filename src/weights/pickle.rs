@@ -1,9 +1,11 @@
-//! Python's pickle format as far as PyTorch checkpoints need it. Nothing is ever imported or called: a class or function
-//! is only a name, and what a checkpoint would build with it becomes a tensor description, an empty dictionary or an
-//! opaque value.
+//! Python's pickle format as far as checkpoints of PyTorch and of NumPy arrays need it. Nothing is ever imported or called:
+//! a class or function is only a name, and what a checkpoint would build with it becomes the description of a tensor or an
+//! array, an empty dictionary or an opaque value.
 //!
 //! All values live in one arena and refer to each other by index, so shared and even cyclic values are harmless, and
 //! no input can exhaust the call stack.
+
+use std::ops::Range;
 
 use candle_core::{Result, bail};
 
@@ -19,10 +21,14 @@ pub(crate) enum Value {
     Bool(bool),
     /// A whole number that fits.
     Int(i64),
-    /// Anything that no checkpoint needs: floats, long integers, bytes, objects.
+    /// Anything that no checkpoint needs: floats, long integers, objects.
     Opaque,
     /// A string.
     Text(String),
+    /// Bytes of the input; Python 2 wrote its strings so, therefore also the text of short ones.
+    Bytes(Range<usize>, Option<String>),
+    /// `text.encode("latin1")`: how Python 3 writes bytes in old protocols.
+    Encoded(Id),
     /// A tuple, a list or a set.
     List(Vec<Id>),
     /// A dictionary in the order of insertion.
@@ -33,6 +39,12 @@ pub(crate) enum Value {
     Persistent(Id),
     /// `_rebuild_tensor_v2(storage, offset, size, stride, …)`: its arguments.
     Tensor(Vec<Id>),
+    /// A NumPy array: the state that it is given, `(version, shape, type, Fortran order, data)`.
+    Array(Option<Id>),
+    /// `_frombuffer(data, type, shape, order)`: a NumPy array in protocol 5.
+    Buffer(Vec<Id>),
+    /// A NumPy element type: its name, and the state that it is given, `(version, byte order, …)`.
+    ElementType(Id, Option<Id>),
     /// An object with its class; never built.
     Object(Id),
 }
@@ -51,7 +63,10 @@ impl Values {
     }
 
     pub(crate) fn text(&self, id: Id) -> Option<&str> {
-        if let Value::Text(text) = self.get(id) { Some(text) } else { None }
+        match self.get(id) {
+            Value::Text(text) | Value::Bytes(_, Some(text)) => Some(text),
+            _ => None,
+        }
     }
 
     pub(crate) fn int(&self, id: Id) -> Option<i64> {
@@ -75,7 +90,7 @@ impl Values {
 /// Read one pickle from the front of `bytes`: its values, the outermost one, and how many bytes it took.
 ///
 /// # Errors
-/// If it is cut off or uses an instruction that no PyTorch checkpoint contains.
+/// If it is cut off or uses an instruction that no checkpoint contains.
 pub(crate) fn read(bytes: &[u8]) -> Result<(Values, Id, usize)> {
     let mut machine = Machine {
         input: bytes,
@@ -150,8 +165,15 @@ impl<'a> Machine<'a> {
                 let (_, _, class) = (self.pop()?, self.pop()?, self.pop()?);
                 self.push(Value::Object(class));
             }
-            // BUILD: an object's state says nothing about tensors that a state dictionary holds.
-            b'b' => drop(self.pop()?),
+            // BUILD: only the state of arrays and their types says something about weights.
+            b'b' => {
+                let (given, target) = (self.pop()?, self.top()?);
+                if let Value::Array(state) | Value::ElementType(_, state) =
+                    &mut self.values.0[target]
+                {
+                    *state = Some(given);
+                }
+            }
             // BINPERSID
             b'Q' => {
                 let description = self.pop()?;
@@ -186,16 +208,16 @@ impl<'a> Machine<'a> {
                 self.skip(8)?;
                 Value::Opaque
             }
-            // SHORT_BINUNICODE, BINUNICODE, BINUNICODE8, and the byte strings of Python 2 (SHORT_BINSTRING, BINSTRING)
-            0x8c | b'U' => self.text(1)?,
-            b'X' | b'T' => self.text(4)?,
+            // SHORT_BINUNICODE, BINUNICODE, BINUNICODE8
+            0x8c => self.text(1)?,
+            b'X' => self.text(4)?,
             0x8d => self.text(8)?,
-            // SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8
-            b'C' => self.bytes(1)?,
-            b'B' => self.bytes(4)?,
+            // SHORT_BINBYTES and BINBYTES, with Python 2's SHORT_BINSTRING and BINSTRING; BINBYTES8, BYTEARRAY8
+            b'C' | b'U' => self.bytes(1)?,
+            b'B' | b'T' => self.bytes(4)?,
             0x8e | 0x96 => self.bytes(8)?,
             _ => bail!(
-                "instruction 0x{opcode:02x} at byte {} is not one of a PyTorch checkpoint",
+                "instruction 0x{opcode:02x} at byte {} is not one of a checkpoint",
                 self.at - 1
             ),
         };
@@ -262,7 +284,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// What PyTorch's own functions stand for; anything else stays an object that is never built.
+    /// What PyTorch's and NumPy's own functions stand for; anything else stays an object that is never built.
     fn rebuilt(&self, callable: Id, arguments: Id) -> Value {
         let arguments_list = self.values.list(arguments).unwrap_or_default();
         match (self.values.global(callable), arguments_list) {
@@ -279,6 +301,15 @@ impl<'a> Machine<'a> {
                 ),
                 [data, ..],
             ) => self.values.get(*data).clone(),
+            (
+                Some("numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct"),
+                _,
+            ) => Value::Array(None),
+            (Some("numpy.core.numeric._frombuffer" | "numpy._core.numeric._frombuffer"), list) => {
+                Value::Buffer(list.to_vec())
+            }
+            (Some("numpy.dtype"), [name, ..]) => Value::ElementType(*name, None),
+            (Some("_codecs.encode"), [text, ..]) => Value::Encoded(*text),
             // (function, class, arguments of the function, state)
             (Some("torch._tensor._rebuild_from_type_v2"), [function, _, inner, ..])
                 if self.values.global(*function) == Some("torch._utils._rebuild_tensor_v2") =>
@@ -351,8 +382,10 @@ impl<'a> Machine<'a> {
 
     fn bytes(&mut self, width: usize) -> Result<Value> {
         let length = self.length(width)?;
-        self.skip(length)?;
-        Ok(Value::Opaque)
+        let bytes = self.take(length)?;
+        // Names are short; of data nobody wants the text.
+        let text = (length < 256).then(|| str::from_utf8(bytes).ok().map(str::to_owned)).flatten();
+        Ok(Value::Bytes(self.at - length..self.at, text))
     }
 
     /// A signed little-endian number of any length; longer ones than 64 bits are only ever seeds and magic numbers.

@@ -1,4 +1,5 @@
-//! PyTorch checkpoints (`.pth`, `.pt`, `.bin`): the zip format of today and the older one that is a row of pickles.
+//! PyTorch checkpoints (`.pth`, `.pt`, `.bin`): the zip format of today and the older one that is a row of pickles; and
+//! single pickles of NumPy arrays (`.pkl`).
 //!
 //! Only tensors are read; see [`pickle`](super::pickle) for why nothing can be executed.
 
@@ -8,6 +9,7 @@ use std::io::{Cursor, Read};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use zip::ZipArchive;
 
+use super::arrays::array;
 use super::checkpoint::Tensors;
 use super::pickle::{self, Id, Value, Values};
 
@@ -43,7 +45,7 @@ pub(super) fn read_zip(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<Conten
     // Only the last storage is kept: a file's tensors have one each, or are views of a common one, and keeping all would
     // hold the file in memory twice.
     let mut last = (String::new(), Vec::new());
-    contents(&values, object, |storage, select| {
+    contents((&values, object, &program), |storage, select| {
         if last.0 != storage.key {
             last = (storage.key.clone(), entry(archive, &format!("{root}data/{}", storage.key))?);
         }
@@ -66,7 +68,8 @@ pub(super) fn read_legacy(bytes: &[u8]) -> Result<Contents> {
     for _ in 0..2 {
         at += pickle::read(&bytes[at..])?.2;
     }
-    let (values, object, used) = pickle::read(&bytes[at..])?;
+    let program = &bytes[at..];
+    let (values, object, used) = pickle::read(program)?;
     at += used;
     let (key_values, keys, used) = pickle::read(&bytes[at..])?;
     at += used;
@@ -86,9 +89,17 @@ pub(super) fn read_legacy(bytes: &[u8]) -> Result<Contents> {
         at = range.end;
         storages.insert(key.to_owned(), range);
     }
-    contents(&values, object, |storage, select| match storages.get(&storage.key) {
+    contents((&values, object, program), |storage, select| match storages.get(&storage.key) {
         Some(range) => select(&bytes[range.clone()]),
         None => bail!("storage `{}` is not in the file", storage.key),
+    })
+}
+
+/// Read a single pickle of NumPy arrays.
+pub(super) fn read_pickle(bytes: &[u8]) -> Result<Contents> {
+    let (values, object, _) = pickle::read(bytes)?;
+    contents((&values, object, bytes), |storage, _| {
+        bail!("storage `{}` is not in the file", storage.key)
     })
 }
 
@@ -142,10 +153,9 @@ impl Storage {
 /// Passes a storage's bytes to a reader.
 type Select<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Tensor>;
 
-/// The tensors of the innermost dictionary of weights.
+/// The tensors of the innermost dictionary of weights in a pickle: its values, the outermost one, and its bytes.
 fn contents(
-    values: &Values,
-    root: Id,
+    (values, root, program): (&Values, Id, &[u8]),
     mut storage_bytes: impl FnMut(&Storage, Select) -> Result<Tensor>,
 ) -> Result<Contents> {
     let (mut object, mut nesting, mut beside) = (root, vec![], vec![]);
@@ -170,14 +180,14 @@ fn contents(
     let mut tensors = Tensors::new();
     for (key, value) in entries {
         let Some(name) = values.text(*key) else { continue };
-        match values.get(*value) {
-            Value::Tensor(arguments) => {
-                let tensor = tensor(values, arguments, &mut storage_bytes).map_err(|error| {
-                    candle_core::Error::Msg(format!("tensor `{name}`: {error}"))
-                })?;
-                tensors.insert(name.to_owned(), tensor);
-            }
-            _ => beside.push(name.to_owned()),
+        let found = match values.get(*value) {
+            Value::Tensor(arguments) => tensor(values, arguments, &mut storage_bytes).map(Some),
+            _ => array(values, *value, program),
+        };
+        match found {
+            Ok(Some(tensor)) => drop(tensors.insert(name.to_owned(), tensor)),
+            Ok(None) => beside.push(name.to_owned()),
+            Err(error) => bail!("tensor `{name}`: {error}"),
         }
     }
     Ok(Contents { tensors, nesting, beside })
