@@ -3,6 +3,7 @@
 use candle_core::Result;
 use rescatter::backbone::Dims;
 use rescatter::dispatch::flops::{self, FlopCount};
+use rescatter::ops;
 
 use crate::{Config, HeadConfig, UperNetConfig, mask_rcnn};
 
@@ -50,16 +51,37 @@ fn upernet(
     (rows, columns): (usize, usize),
 ) {
     let c = head.channels;
-    let top = (rows / 2) * (columns / 2);
-    let finest = 16 * rows * columns;
-    let finer = finest + 4 * rows * columns + rows * columns;
-    let pooled: usize = head.pool_scales.iter().map(|scale| scale * scale).sum();
-    let bottleneck = top * 9 * (input + head.pool_scales.len() * c) * c;
-    same(count, "decode head: pyramid pooling", pooled * input * c + bottleneck);
+    let (top, finest) = ((rows / 2, columns / 2), (4 * rows, 4 * columns));
+    let area = |size: (usize, usize)| size.0 * size.1;
+    let finer = area(finest) + 4 * rows * columns + rows * columns;
+    let scales = || head.pool_scales.iter().map(|&scale| (scale, scale));
+    let pooled: usize = scales().map(|scale| area(scale) * input * c).sum();
+    let direct = pooled + area(top) * 9 * input * c;
+    let bottleneck = joined(scales(), top, c);
+    add(count, "decode head: pyramid pooling", (direct, direct), bottleneck);
     same(count, "decode head: lateral convolutions", finer * input * c);
     same(count, "decode head: level convolutions", finer * 9 * c * c);
-    same(count, "decode head: fuse convolution", finest * 9 * 4 * c * c);
-    same(count, "decode head: class scores", finest * c * classes);
+    let levels = [finest, (2 * rows, 2 * columns), (rows, columns), top];
+    add(count, "decode head: fuse convolution", (0, 0), joined(levels.into_iter(), finest, c));
+    same(count, "decode head: class scores", area(finest) * c * classes);
+}
+
+/// A 3×3 convolution of `parts` with `c` channels each, resized to `size`, to `c` channels: nominal and executed, as
+/// coarse parts mix their channels before they are resized.
+fn joined(
+    parts: impl Iterator<Item = (usize, usize)>,
+    size: (usize, usize),
+    c: usize,
+) -> (usize, usize) {
+    let each = |part: (usize, usize)| {
+        let at = if ops::mixes_before_resizing(part, size) { part } else { size };
+        (size.0 * size.1 * 9 * c * c, at.0 * at.1 * 9 * c * c)
+    };
+    parts.map(each).fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
+}
+
+fn add(count: &mut FlopCount, name: &str, a: (usize, usize), b: (usize, usize)) {
+    count.add(name, (a.0 + b.0) as f64, (a.1 + b.1) as f64);
 }
 
 fn same(count: &mut FlopCount, name: &str, macs: usize) {

@@ -77,10 +77,7 @@ impl DecodeHead {
     /// If the number of levels or their channels differ from those of the construction.
     pub fn forward(&self, levels: &[Tensor], ctx: Option<&StepContext>) -> Result<Tensor> {
         let outputs = self.outputs(levels, ctx)?;
-        let size = size_of(&outputs[0])?;
-        let resized =
-            outputs.iter().map(|o| ops::resize_bilinear(o, size)).collect::<Result<Vec<_>>>()?;
-        let fused = self.fpn_bottleneck.forward(&Tensor::cat(&resized, 1)?, ctx)?;
+        let fused = self.fpn_bottleneck.forward_joined(&outputs, size_of(&outputs[0])?, ctx)?;
         self.classifier.forward(&fused, ctx)
     }
 
@@ -96,7 +93,7 @@ impl DecodeHead {
         }
         let mut context = vec![top.clone()];
         context.extend(self.ppm.forward(top, ctx)?);
-        let mut lateral = self.bottleneck.forward(&Tensor::cat(&context, 1)?, ctx)?;
+        let mut lateral = self.bottleneck.forward_joined(&context, size_of(top)?, ctx)?;
         let mut outputs = vec![lateral.clone()];
         for (i, level) in finer.iter().enumerate().rev() {
             let own = self.lateral_convs[i].forward(level, ctx)?;

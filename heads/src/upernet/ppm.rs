@@ -7,7 +7,7 @@ use rescatter::params::Scope;
 
 use super::ConvModule;
 
-/// The top map pooled to several grids, each mixed by a 1×1 convolution (`psp_modules.j.1`) and resized back.
+/// The top map pooled to several grids, each mixed by a 1×1 convolution (`psp_modules.j.1`).
 #[derive(Debug)]
 pub struct PyramidPooling {
     scales: Vec<usize>,
@@ -26,15 +26,13 @@ impl PyramidPooling {
         Ok(Self { scales: scales.to_vec(), modules })
     }
 
-    /// `top`: `[B, input, h, w]` → one `[B, output, h, w]` per scale.
+    /// `top`: `[B, input, h, w]` → one `[B, output, s, s]` per scale s, to be resized to the top's size.
     ///
     /// # Errors
     /// If the channels differ.
     pub fn forward(&self, top: &Tensor, ctx: Option<&StepContext>) -> Result<Vec<Tensor>> {
-        let (_, _, h, w) = top.dims4()?;
         let branch = |(&scale, module): (&usize, &ConvModule)| {
-            let pooled = ops::adaptive_avg_pool2d(top, (scale, scale))?;
-            ops::resize_bilinear(&module.forward(&pooled, ctx)?, (h, w))
+            module.forward(&ops::adaptive_avg_pool2d(top, (scale, scale))?, ctx)
         };
         self.scales.iter().zip(&self.modules).map(branch).collect()
     }
