@@ -5,19 +5,11 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::activation::{Activation, at_least};
 use super::host::{slice, values};
 use super::rows::scratch;
 use super::vector::{sum_of, vectorised};
 use super::{count, fusible, layer_norm};
-
-/// What follows a norm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    None,
-    /// max(x, 0).
-    Relu,
-}
 
 /// (x − mean) / √(var + eps) · weight + bias over the channels of every pixel, variance with divisor C, then the activation;
 /// `x`: `[B, C, H, W]`, weight and bias `[C]`.
@@ -44,10 +36,7 @@ pub fn layer_norm2d(
     }
     let rows = layer_norm(&x.permute((0, 2, 3, 1))?.contiguous()?, weight, bias, eps)?;
     let y = rows.permute((0, 3, 1, 2))?.contiguous()?;
-    match activation {
-        Activation::None => Ok(y),
-        Activation::Relu => y.relu(),
-    }
+    activation.composed(y)
 }
 
 /// Pixels whose sums are kept together: their values in all channels stay in a core's cache.
@@ -141,16 +130,12 @@ impl CustomOp3 for Fused {
             |(plane, (y, x))| {
                 let (image, c) = (plane / channels * area, plane % channels);
                 let (means, scales) = (&means[image..][..area], &scales[image..][..area]);
-                let floor = match self.activation {
-                    Activation::Relu => 0.0,
-                    Activation::None => f32::NEG_INFINITY,
-                };
+                let floor = self.activation.floor();
                 vectorised(
                     #[inline(always)]
                     || {
                         for (((y, &x), &m), &s) in y.iter_mut().zip(x).zip(means).zip(scales) {
-                            let value = ((x - m) * s).mul_add(weight[c], bias[c]);
-                            *y = if value > floor { value } else { floor };
+                            *y = at_least(floor, ((x - m) * s).mul_add(weight[c], bias[c]));
                         }
                     },
                 );

@@ -4,6 +4,7 @@
 //! The fused form runs when every tensor is f32 on the CPU; [`composed`] switches it off for a comparison, and
 //! [`kernel_calls`] tells whether it ran.
 
+mod activation;
 mod attention;
 mod attention_branch;
 mod attention_tiles;
@@ -46,6 +47,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 
+pub use activation::Activation;
 pub use attention::{attention, relative_self_attention, self_attention};
 pub use attention_branch::AttentionBranch;
 pub use batch_norm::{BatchNorm, NormMode};
@@ -56,7 +58,7 @@ pub use conv2d::{Conv2d, conv2d};
 pub use dropout::{drop_path, dropout};
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
-pub use layer_norm2d::{Activation, layer_norm2d};
+pub use layer_norm2d::layer_norm2d;
 pub use linear::linear;
 pub use losses::{
     CrossEntropy, Dice, Ohem, bce_with_logits, cross_entropy, cross_entropy_per_pixel,

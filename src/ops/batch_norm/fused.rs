@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::Activation;
+use crate::ops::activation::{Activation, at_least};
 use crate::ops::count;
 use crate::ops::host::{slice, values};
 use crate::ops::vector::{sum_of, vectorised};
@@ -61,14 +61,9 @@ impl CustomOp3 for Fused {
             |c, x, y| {
                 let (mean, bias) = (stats.mean[c], bias[c]);
                 let scale = self.inverse_deviation(stats.var[c]) * weight[c];
-                // What is below the floor becomes it: no activation is a floor at −∞.
-                let floor = match self.activation {
-                    Activation::None => f32::NEG_INFINITY,
-                    Activation::Relu => 0.0,
-                };
+                let floor = self.activation.floor();
                 for (y, &x) in y.iter_mut().zip(x) {
-                    let value = (x - mean).mul_add(scale, bias);
-                    *y = if value < floor { floor } else { value };
+                    *y = at_least(floor, (x - mean).mul_add(scale, bias));
                 }
             },
         );

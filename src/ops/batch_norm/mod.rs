@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{Device, Result, Tensor, Var, bail};
 
 use self::fused::{Fused, Source, Stats};
+use super::activation::Activation;
 use super::fusible;
 use super::host::values;
 use crate::head::StepContext;
@@ -107,10 +108,7 @@ impl BatchNorm {
             NormMode::Running => self.running(x)?,
             NormMode::Batch { .. } => self.batch(x, count, mode)?,
         };
-        match activation {
-            Activation::None => Ok(y),
-            Activation::Relu => y.relu(),
-        }
+        activation.composed(y)
     }
 
     fn fused(&self, x: &Tensor, mode: NormMode, activation: Activation) -> Result<Tensor> {
@@ -168,11 +166,4 @@ impl BatchNorm {
             (var + self.eps)?.sqrt()?.recip()?.broadcast_mul(&self.weight.reshape(shape)?)?;
         centred.broadcast_mul(&scale)?.broadcast_add(&self.bias.reshape(shape)?)
     }
-}
-
-/// What follows the normalisation in the same pass.
-#[derive(Debug, Clone, Copy)]
-enum Activation {
-    None,
-    Relu,
 }
