@@ -8,9 +8,7 @@ use super::block::Block;
 use super::layers::{NORM_EPS, detached, layer_norm};
 use super::patch_embed::PatchEmbed;
 use super::{Dims, Features, Pass, resize_pos_embed};
-use crate::config::{
-    BackboneConfig, BackboneTuning, DispatchConfig, Inference, Select, TuningConfig, Variant,
-};
+use crate::config::{BackboneConfig, BackboneTuning, DispatchConfig, Inference, TuningConfig};
 use crate::dispatch::{KeptStats, Selector};
 use crate::head::FeatureSpec;
 use crate::ops;
@@ -186,10 +184,8 @@ impl Vit {
 
     /// The number of learned dispatchers, and so of calibrated thresholds.
     pub fn dispatchers(&self) -> usize {
-        match (self.dispatch.variant, self.dispatch.select) {
-            (Variant::None, _) | (_, Select::Random) => 0,
-            (Variant::Mlp, Select::Learned) => self.dims.depth,
-        }
+        let DispatchConfig { variant, select, .. } = self.dispatch;
+        if select.learns() { variant.dispatched().len() * self.dims.depth } else { 0 }
     }
 
     /// Whether inference waits for [`Vit::set_thresholds`].
@@ -240,7 +236,7 @@ fn cropped(x: &Tensor, padded: (usize, usize), grid: (usize, usize)) -> Result<T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AdapterConfig;
+    use crate::config::{AdapterConfig, Variant};
     use crate::params::{ParamStore, Role};
     use candle_core::{DType, Device};
 

@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::config::NoiseConfig;
+use super::select::per_patch;
+use crate::config::{NoiseConfig, Select};
 use crate::head::StepContext;
 use crate::rng::Purpose;
 
@@ -28,18 +29,20 @@ pub fn noise_factor(cfg: Option<NoiseConfig>, progress: f64) -> f64 {
     }
 }
 
-/// G₁ − G₂ for every patch of every image, `[B, P]`, from the stream of (sample, layer).
+/// `factor` · (G₁ − G₂) for every patch of every image, or one for all patches of an image, `[B, P]`, from the stream of
+/// (sample, layer).
 pub(super) fn gumbel_noise(
     logit: &Tensor,
     ctx: &StepContext,
     layer: u16,
-    factor: f64,
+    (select, factor): (Select, f64),
 ) -> Result<Tensor> {
     let (_, patches) = logit.dims2()?;
     let mut noise = Vec::with_capacity(logit.elem_count());
     for &sample in ctx.samples {
         let mut stream = ctx.rng.stream(Purpose::Gumbel, sample, layer);
-        noise.extend((0..patches).map(|_| (factor * stream.gumbel_difference()) as f32));
+        let draw = || (factor * stream.gumbel_difference()) as f32;
+        noise.extend(per_patch(select, patches, draw));
     }
     Tensor::from_vec(noise, logit.shape(), logit.device())?.to_dtype(logit.dtype())
 }

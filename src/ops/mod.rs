@@ -6,6 +6,7 @@
 
 mod attention;
 mod attention_branch;
+mod attention_rows;
 mod attention_tiles;
 mod batch_norm;
 mod box_decode;
