@@ -50,6 +50,7 @@ pub(super) fn gumbel_noise(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DispatchConfig, TauSchedule};
     use candle_core::{Device, Var};
 
     #[test]
@@ -65,6 +66,17 @@ mod tests {
             assert!((got - s * (1.0 - s) / 2.0).abs() < 1e-6, "σ'(z/τ)/τ at z = {z}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn the_temperature_falls_linearly() {
+        let fixed = DispatchConfig { tau: 5.0, ..DispatchConfig::default() };
+        assert_eq!((fixed.tau_at(0.0), fixed.tau_at(1.0)), (5.0, 5.0));
+        let tau_schedule = Some(TauSchedule { to: 1.0, until: 0.8 });
+        let falling = DispatchConfig { tau_schedule, ..fixed };
+        for (progress, tau) in [(0.0, 5.0), (0.4, 3.0), (0.8, 1.0), (1.0, 1.0)] {
+            assert!((falling.tau_at(progress) - tau).abs() < 1e-12, "τ at {progress}");
+        }
     }
 
     #[test]
