@@ -19,7 +19,9 @@ pub use backbone::{Arch, BackboneConfig, RelPosConfig, WindowConfig, WindowPaddi
 pub use data::{
     ClassNames, CocoConfig, DataConfig, ImageFolderConfig, MaskFolderConfig, OnError, SplitConfig,
 };
-pub use dispatch::{DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, Variant};
+pub use dispatch::{
+    DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, TauSchedule, Variant,
+};
 pub use train::{
     AdamWConfig, CosineConfig, EvalConfig, EvalMode, GroupConfig, LossConfig, OptimizerConfig,
     PolyConfig, Precision, ScheduleConfig, SgdConfig, TrainConfig,

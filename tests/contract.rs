@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
+#[path = "contract/pairs.rs"]
+mod pairs;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -23,6 +26,13 @@ const SIDE: usize = 32;
 
 /// A config with the given task and sections beside a tiny backbone: 4 × 4 patches, two blocks, adapters, dispatch.
 fn config(task: &str, sections: &str) -> Config {
+    let (dispatch, tuning) =
+        ("{ variant: mlp, target_rate: 0.3 }", "{ adapter: { bottleneck: 8, scale: 1.0 } }");
+    configured(task, dispatch, tuning, sections)
+}
+
+/// The same with other sections `dispatch` and `tuning`.
+fn configured(task: &str, dispatch: &str, tuning: &str, sections: &str) -> Config {
     let reader = match task {
         "segmentation" => "ade20k: { images: a, labels: b, classes: [sky, road, tree] }",
         "detection" => "coco: { images: a, annotations: b }",
@@ -32,8 +42,8 @@ fn config(task: &str, sections: &str) -> Config {
     let yaml = format!(
         "task: {task}\n\
          backbone: {{ embed_dim: 32, depth: 2, num_heads: 2, patch_size: 8, layer_scale: true, pos_embed_grid: [4, 4] }}\n\
-         dispatch: {{ variant: mlp, target_rate: 0.3 }}\n\
-         tuning: {{ adapter: {{ bottleneck: 8, scale: 1.0 }} }}\n\
+         dispatch: {dispatch}\n\
+         tuning: {tuning}\n\
          data: {{ train: {split}, val: {split} }}\n\
          train: {{ iterations: 100, batch_size: 2 }}\n\
          {sections}\n"

@@ -52,9 +52,17 @@ fn windows(size: usize, padding: WindowPadding, rel_pos: Option<[usize; 2]>) -> 
 }
 
 fn build(cfg: &BackboneConfig, dispatch: DispatchConfig, tuned: BackboneTuning) -> Result<Vit> {
-    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
     let adapter = AdapterConfig { bottleneck: 8, scale: 0.5, dropout: 0.0, experts: 1 };
-    let tuning = TuningConfig { backbone: tuned, adapter: Some(adapter) };
+    tuned_as(cfg, dispatch, TuningConfig { backbone: tuned, adapter: Some(adapter) })
+}
+
+/// Without adapters, which stand elsewhere in every variant.
+fn bare(cfg: &BackboneConfig, dispatch: DispatchConfig) -> Result<Vit> {
+    tuned_as(cfg, dispatch, TuningConfig::default())
+}
+
+fn tuned_as(cfg: &BackboneConfig, dispatch: DispatchConfig, tuning: TuningConfig) -> Result<Vit> {
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
     let vit = Vit::new(cfg, &dispatch, &tuning, &[1, DEPTH - 1], &store.root())?;
     for (name, param) in store.all() {
         if param.var.rank() >= 2 {
@@ -66,8 +74,15 @@ fn build(cfg: &BackboneConfig, dispatch: DispatchConfig, tuned: BackboneTuning) 
     Ok(vit)
 }
 
+const VARIANTS: [Variant; 4] =
+    [Variant::Mlp, Variant::Attention, Variant::AttentionMlp, Variant::Layer];
+
+fn dispatched(variant: Variant, inference: Inference) -> DispatchConfig {
+    DispatchConfig { variant, inference, ..DispatchConfig::default() }
+}
+
 fn mlp(inference: Inference) -> DispatchConfig {
-    DispatchConfig { variant: Variant::Mlp, inference, ..DispatchConfig::default() }
+    dispatched(Variant::Mlp, inference)
 }
 
 fn normal(shape: &[usize], seed: u64) -> Result<Tensor> {
@@ -98,74 +113,111 @@ fn assert_same(what: &str, a: &Features, b: &Features) -> Result<()> {
 
 #[test]
 fn masking_and_gathering_agree() -> Result<()> {
-    for inference in [Inference::Threshold, Inference::TopK(0.3)] {
-        let vit = vit(mlp(inference))?;
-        let gathered = vit.forward(&images(3)?, &Pass::Infer)?;
-        let masked = vit.forward(&images(3)?, &Pass::InferMasked)?;
-        let kept = gathered.kept.overall()?;
-        assert!((0.2..0.8).contains(&kept), "a case in which {kept} is kept shows little");
-        assert_same("gathered against masked", &gathered, &masked)?;
+    for variant in VARIANTS {
+        for inference in [Inference::Threshold, Inference::TopK(0.3)] {
+            let vit = vit(dispatched(variant, inference))?;
+            let gathered = vit.forward(&images(3)?, &Pass::Infer)?;
+            let masked = vit.forward(&images(3)?, &Pass::InferMasked)?;
+            let kept = gathered.kept.overall()?;
+            assert!((0.2..0.8).contains(&kept), "{variant:?}: keeping {kept} shows little");
+            assert_same(&format!("{variant:?}, gathered against masked"), &gathered, &masked)?;
+        }
     }
     Ok(())
 }
 
 #[test]
 fn noise_of_zero_is_inference() -> Result<()> {
-    let vit = vit(mlp(Inference::Threshold))?;
-    let inferred = vit.forward(&images(2)?, &Pass::Infer)?;
-    let noise: Vec<Tensor> =
-        inferred.kept.layers.iter().map(|layer| layer.logit.zeros_like()).collect::<Result<_>>()?;
-    let trained = vit.forward(&images(2)?, &Pass::GivenNoise { noise: &noise, tau: 5.0 })?;
-    assert_same("training without noise", &trained, &inferred)
+    for variant in VARIANTS {
+        let vit = vit(dispatched(variant, Inference::Threshold))?;
+        let inferred = vit.forward(&images(2)?, &Pass::Infer)?;
+        assert_eq!(inferred.kept.layers.len(), vit.dispatchers());
+        let zeros = inferred.kept.layers.iter().map(|layer| layer.logit.zeros_like());
+        let noise: Vec<Tensor> = zeros.collect::<Result<_>>()?;
+        let trained = vit.forward(&images(2)?, &Pass::GivenNoise { noise: &noise, tau: 5.0 })?;
+        assert_same(&format!("{variant:?}, training without noise"), &trained, &inferred)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn skipping_nothing_is_the_dense_model() -> Result<()> {
     let dense = vit(DispatchConfig::default())?.forward(&images(2)?, &Pass::Infer)?;
     assert_eq!((dense.kept.layers.len(), dense.kept.overall()?), (0, 1.0));
-    let dispatched = vit(mlp(Inference::Calibrated(1.0)))?;
-    dispatched.set_thresholds(vec![f32::NEG_INFINITY; DEPTH]);
-    let all = dispatched.forward(&images(2)?, &Pass::Infer)?;
-    assert_eq!(all.kept.overall()?, 1.0);
+    let same = vit(mlp(Inference::Calibrated(1.0)))?;
+    same.set_thresholds(vec![f32::NEG_INFINITY; DEPTH]);
+    let all = same.forward(&images(2)?, &Pass::Infer)?;
     assert_same("threshold −∞ against dense", &all, &dense)?;
-    let (rng, world) = (Rng::new(0), World::SINGLE);
-    let ctx = StepContext {
-        training: true,
-        update_stats: false,
-        rng: &rng,
-        step: 0,
-        progress: 0.0,
-        samples: &[0, 1],
-        world: &world,
-    };
-    let complete = dispatched.forward(&images(2)?, &Pass::Complete(&ctx))?;
-    assert_same("complete model against dense", &complete, &dense)
+    let dense = bare(&plain(), DispatchConfig::default())?.forward(&images(2)?, &Pass::Infer)?;
+    for variant in VARIANTS {
+        let vit = bare(&plain(), dispatched(variant, Inference::Calibrated(1.0)))?;
+        vit.set_thresholds(vec![f32::NEG_INFINITY; vit.dispatchers()]);
+        for pass in [Pass::Infer, Pass::InferMasked] {
+            let all = vit.forward(&images(2)?, &pass)?;
+            assert_eq!(all.kept.overall()?, 1.0);
+            assert_same(&format!("{variant:?}, threshold −∞ against dense"), &all, &dense)?;
+        }
+        let (rng, world) = (Rng::new(0), World::SINGLE);
+        let ctx = StepContext {
+            training: true,
+            update_stats: false,
+            rng: &rng,
+            step: 0,
+            progress: 0.0,
+            samples: &[0, 1],
+            world: &world,
+        };
+        let complete = vit.forward(&images(2)?, &Pass::Complete(&ctx))?;
+        assert_same(&format!("{variant:?}, complete model against dense"), &complete, &dense)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn skipping_every_patch_still_works_on_the_prefix() -> Result<()> {
-    let vit = vit(mlp(Inference::Calibrated(0.0)))?;
-    vit.set_thresholds(vec![f32::INFINITY; DEPTH]);
-    let gathered = vit.forward(&images(2)?, &Pass::Infer)?;
-    assert_eq!(gathered.kept.per_layer()?, [0.0; DEPTH]);
-    assert_same("nothing kept", &gathered, &vit.forward(&images(2)?, &Pass::InferMasked)?)?;
-    let again = vit.forward(&images(2)?, &Pass::Infer)?;
-    assert_eq!(
-        again.tokens.to_vec3::<f32>()?,
-        gathered.tokens.to_vec3::<f32>()?,
-        "inference is deterministic"
-    );
+    for variant in VARIANTS {
+        let vit = vit(dispatched(variant, Inference::Calibrated(0.0)))?;
+        let nobody = vec![f32::INFINITY; vit.dispatchers()];
+        vit.set_thresholds(nobody);
+        let gathered = vit.forward(&images(2)?, &Pass::Infer)?;
+        assert_eq!(gathered.kept.overall()?, 0.0);
+        assert_same("nothing kept", &gathered, &vit.forward(&images(2)?, &Pass::InferMasked)?)?;
+        let again = vit.forward(&images(2)?, &Pass::Infer)?;
+        assert_eq!(
+            again.tokens.to_vec3::<f32>()?,
+            gathered.tokens.to_vec3::<f32>()?,
+            "inference is deterministic"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn layers_without_a_token_are_the_identity() -> Result<()> {
+    let patches = BackboneConfig { cls_token: false, reg_tokens: 0, ..plain() };
+    for pass in [Pass::Infer, Pass::InferMasked] {
+        let vit = bare(&patches, dispatched(Variant::Layer, Inference::Calibrated(0.0)))?;
+        vit.set_thresholds(vec![f32::INFINITY; DEPTH]);
+        let mut seen = Vec::new();
+        vit.visit(&images(2)?, &pass, |_, tokens| {
+            seen.push(tokens.to_vec3::<f32>()?);
+            Ok(())
+        })?;
+        assert!(seen.len() == DEPTH && seen.iter().all(|tokens| *tokens == seen[0]));
+    }
     Ok(())
 }
 
 #[test]
 fn a_row_alone_is_the_row_in_a_batch_in_any_order() -> Result<()> {
-    let random = DispatchConfig { select: Select::Random, ..mlp(Inference::Threshold) };
-    for (what, dispatch) in [
-        ("learned", mlp(Inference::Threshold)),
-        ("top k", mlp(Inference::TopK(0.5))),
-        ("random", random),
-    ] {
+    let by =
+        |variant, select| DispatchConfig { select, ..dispatched(variant, Inference::Threshold) };
+    let mut cases = vec![mlp(Inference::TopK(0.5)), by(Variant::Mlp, Select::Random)];
+    cases.extend(VARIANTS.map(|variant| by(variant, Select::Learned)));
+    cases.extend([Select::Sample, Select::RandomSample].map(|select| by(Variant::Layer, select)));
+    for dispatch in cases {
+        let what =
+            format!("{:?}, {:?}, {:?}", dispatch.variant, dispatch.select, dispatch.inference);
         let vit = vit(dispatch)?;
         let images = images(3)?;
         let batch = vit.forward(&images, &Pass::Infer)?;
@@ -183,6 +235,36 @@ fn a_row_alone_is_the_row_in_a_batch_in_any_order() -> Result<()> {
 }
 
 #[test]
+fn dispatch_of_samples_decides_once_for_all_patches_of_an_image() -> Result<()> {
+    for select in [Select::Sample, Select::RandomSample] {
+        for variant in VARIANTS {
+            let vit = vit(DispatchConfig { select, ..dispatched(variant, Inference::Threshold) })?;
+            let gathered = vit.forward(&images(8)?, &Pass::Infer)?;
+            assert_same("samples", &gathered, &vit.forward(&images(8)?, &Pass::InferMasked)?)?;
+            let mut shares = Vec::new();
+            for layer in &gathered.kept.layers {
+                for image in layer.mask.to_vec2::<f32>()? {
+                    assert!(image.iter().all(|&m| m == image[0]));
+                    shares.push(image[0]);
+                }
+            }
+            assert!(shares.contains(&0.0) && shares.contains(&1.0), "{variant:?}, {select:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sample_is_judged_by_the_mean_of_its_patches() -> Result<()> {
+    let tokens = vit(mlp(Inference::Threshold))?.forward(&images(3)?, &Pass::Infer)?;
+    let config = DispatchConfig { select: Select::Sample, ..mlp(Inference::Threshold) };
+    let sample = vit(config)?.forward(&images(3)?, &Pass::Infer)?;
+    let mean = tokens.kept.layers[0].logit.mean_keepdim(1)?;
+    let logit = &sample.kept.layers[0].logit;
+    assert_close("logit of the sample", logit, &mean.broadcast_as(logit.shape())?)
+}
+
+#[test]
 fn a_random_dispatcher_keeps_its_share_and_other_tokens_in_every_layer() -> Result<()> {
     let random = DispatchConfig { select: Select::Random, ..mlp(Inference::Calibrated(0.3)) };
     let vit = vit(random)?;
@@ -195,34 +277,37 @@ fn a_random_dispatcher_keeps_its_share_and_other_tokens_in_every_layer() -> Resu
 
 #[test]
 fn calibration_meets_its_budget_and_keeps_the_preference_between_layers() -> Result<()> {
-    let vit = vit(mlp(Inference::Calibrated(0.5)))?;
-    assert!(vit.needs_thresholds());
-    let refusal = vit.forward(&images(1)?, &Pass::Infer).err().map(|error| error.to_string());
+    let unset = vit(mlp(Inference::Calibrated(0.5)))?;
+    assert!(unset.needs_thresholds());
+    let refusal = unset.forward(&images(1)?, &Pass::Infer).err().map(|error| error.to_string());
     assert!(refusal.is_some_and(|reason| reason.contains("calibrate on training images")));
     let batches = [images(4)?, normal(&[2, 3, 40, 24], 9)?];
-    for q in [0.3, 0.5, 0.7] {
-        let thresholds = calibrate(&vit, &batches, q)?;
-        let (mut active, mut all) = (0.0, 0.0);
-        for images in &batches {
-            let kept = vit.forward(images, &Pass::Infer)?.kept;
-            active += kept.overall()? * kept.decisions() as f64;
-            all += kept.decisions() as f64;
+    for variant in VARIANTS {
+        let vit = vit(dispatched(variant, Inference::Calibrated(0.5)))?;
+        for q in [0.3, 0.5, 0.7] {
+            let thresholds = calibrate(&vit, &batches, q)?;
+            let (mut active, mut all) = (0.0, 0.0);
+            for images in &batches {
+                let kept = vit.forward(images, &Pass::Infer)?.kept;
+                active += kept.overall()? * kept.decisions() as f64;
+                all += kept.decisions() as f64;
+            }
+            println!("{variant:?}, {q}: kept {:.4}, thresholds {thresholds:?}", active / all);
+            assert!((active / all - q).abs() <= 0.02, "{variant:?}, {q}: kept {}", active / all);
+            let spread = |values: &[f32]| {
+                values.iter().fold(f32::MIN, |a, &b| a.max(b))
+                    - values.iter().fold(f32::MAX, |a, &b| a.min(b))
+            };
+            let logits = vit.forward(&batches[0], &Pass::Infer)?.kept.layers[0]
+                .logit
+                .flatten_all()?
+                .to_vec1::<f32>()?;
+            assert!(
+                spread(&thresholds) < 0.2 * spread(&logits),
+                "{variant:?}, {q}: the thresholds settle near a common one"
+            );
+            assert_eq!(calibrate(&vit, &batches, q)?, thresholds, "calibration is deterministic");
         }
-        println!("budget {q}: kept {:.4}, thresholds {thresholds:?}", active / all);
-        assert!((active / all - q).abs() <= 0.02, "budget {q}: kept {}", active / all);
-        let spread = |values: &[f32]| {
-            values.iter().fold(f32::MIN, |a, &b| a.max(b))
-                - values.iter().fold(f32::MAX, |a, &b| a.min(b))
-        };
-        let logits = vit.forward(&batches[0], &Pass::Infer)?.kept.layers[0]
-            .logit
-            .flatten_all()?
-            .to_vec1::<f32>()?;
-        assert!(
-            spread(&thresholds) < 0.2 * spread(&logits),
-            "the thresholds settle near a common one"
-        );
-        assert_eq!(calibrate(&vit, &batches, q)?, thresholds, "calibration is deterministic");
     }
     Ok(())
 }
@@ -241,13 +326,17 @@ fn windowed_kinds() -> [BackboneConfig; 4] {
 #[test]
 fn masking_and_gathering_agree_in_windows() -> Result<()> {
     for cfg in windowed_kinds() {
-        for inference in [Inference::Threshold, Inference::TopK(0.3)] {
-            let vit = build(&cfg, mlp(inference), BackboneTuning::Frozen)?;
+        // Relative positions tie the attention to all places.
+        let variants = if cfg.rel_pos.is_some() { &VARIANTS[..1] } else { &VARIANTS };
+        for (&variant, inference) in variants.iter().flat_map(|v| {
+            [Inference::Threshold, Inference::TopK(0.3)].map(|inference| (v, inference))
+        }) {
+            let vit = build(&cfg, dispatched(variant, inference), BackboneTuning::Frozen)?;
             let gathered = vit.forward(&images(3)?, &Pass::Infer)?;
             let masked = vit.forward(&images(3)?, &Pass::InferMasked)?;
             let kept = gathered.kept.overall()?;
             assert!((0.1..0.9).contains(&kept), "a case in which {kept} is kept shows little");
-            assert_same("gathered against masked", &gathered, &masked)?;
+            assert_same(&format!("{variant:?}, gathered against masked"), &gathered, &masked)?;
             let alone = vit.forward(&images(3)?.narrow(0, 1, 1)?, &Pass::Infer)?;
             assert_close("alone", &alone.tokens, &gathered.tokens.narrow(0, 1, 1)?)?;
             assert_eq!((alone.grid, alone.prefix), ((6, 8), 0));

@@ -28,7 +28,7 @@ fn verify(prefixes: &[&str], count: usize) {
 
 #[test]
 fn the_vit_and_its_dispatch_agree_with_the_reference() {
-    verify(&["dyt_"], 12);
+    verify(&["dyt_"], 24);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn windows_and_relative_positions_agree_with_the_reference() {
 
 #[test]
 fn training_steps_agree_with_the_reference() {
-    verify(&["train_"], 3);
+    verify(&["train_"], 6);
 }
 
 #[test]

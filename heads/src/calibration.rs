@@ -60,10 +60,7 @@ pub fn budgets(model: &TaskModel, config: &Config) -> Result<Vec<Thresholds>> {
 /// # Errors
 /// If the set or an image cannot be read.
 pub fn images(config: &Config, device: &Device) -> Result<Vec<Tensor>> {
-    let split = SplitConfig {
-        transforms: config.data.val.transforms.clone(),
-        ..without_transforms(&config.data.train)
-    };
+    let split = training_as_evaluated(config);
     match config.task {
         Task::Segmentation => {
             spread(data::segmentation_for_evaluation(&split)?.as_ref(), config, device)
@@ -71,6 +68,14 @@ pub fn images(config: &Config, device: &Device) -> Result<Vec<Tensor>> {
         Task::Detection => spread(data::detection(&split)?.as_ref(), config, device),
         Task::Classification => spread(data::classification(&split)?.as_ref(), config, device),
         task => Err(Error::usage(format!("calibration of the task {task:?} is not known"))),
+    }
+}
+
+/// The training set with the transforms of the validation set.
+pub fn training_as_evaluated(config: &Config) -> SplitConfig {
+    SplitConfig {
+        transforms: config.data.val.transforms.clone(),
+        ..without_transforms(&config.data.train)
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Evaluation {
     pub scores: Scores,
     /// Share of patch tokens that were worked on, over all layers with a dispatcher; 1 without any.
     pub kept: f64,
-    /// The same per layer; empty without dispatchers.
+    /// The same per dispatcher, block by block (where a block has two, its attention's before its MLP's); empty without.
     pub kept_per_layer: Vec<f64>,
     /// How many images were scored.
     pub images: usize,

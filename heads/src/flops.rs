@@ -9,11 +9,11 @@ use crate::{Config, HeadConfig, UperNetConfig, mask_rcnn};
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pass {
+pub struct Pass<'a> {
     /// Height and width of one image in pixels.
     pub size: (usize, usize),
-    /// Share of the patch tokens that dispatched parts work on.
-    pub kept: f64,
+    /// Shares of the patch tokens that the dispatchers let pass, in their order, or one share for all of them.
+    pub kept: &'a [f64],
     /// K.
     pub classes: usize,
 }
@@ -101,7 +101,7 @@ mod tests {
 
     /// Gmac of the paper's setting.
     fn gmacs(config: &Config, kept: f64) -> f64 {
-        let pass = Pass { size: (512, 512), kept, classes: 150 };
+        let pass = Pass { size: (512, 512), kept: &[kept], classes: 150 };
         count(config, pass).unwrap().nominal_gmacs()
     }
 

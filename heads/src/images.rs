@@ -4,7 +4,6 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use rescatter::Result;
 use rescatter::backbone::{Features, Vit};
-use rescatter::config::Variant;
 use rescatter::data::transforms::{Frame, Pipeline};
 use rescatter::head::ImageMeta;
 use rescatter::rng::{Purpose, Rng};
@@ -23,12 +22,9 @@ pub(crate) fn input(pipeline: &Pipeline, image: &RgbImage) -> Result<(Tensor, Im
     Ok((input, done.meta))
 }
 
-/// How many layers dispatch tokens, learned or at random.
+/// How many times tokens are dispatched, by learned dispatchers or at random.
 pub(crate) fn dispatching_layers(backbone: &Vit) -> usize {
-    match backbone.dispatch().variant {
-        Variant::None => 0,
-        Variant::Mlp => backbone.dims().depth,
-    }
+    backbone.dispatch().variant.dispatched().len() * backbone.dims().depth
 }
 
 /// Height and width in pixels that the maps cover.

@@ -1,6 +1,7 @@
 //! The share of tokens that was worked on, over many images.
 
 use candle_core::Result;
+use rescatter::config::Variant;
 use rescatter::dispatch::KeptStats;
 
 /// Counts tokens over passes of any size; a token of a large image weighs as much as one of a small image.
@@ -55,9 +56,31 @@ impl Kept {
     }
 }
 
+/// Shares per dispatcher, in their order, as lists over the blocks: one, or one per site where blocks have several; each
+/// with what to call it.
+pub fn per_site(variant: Variant, shares: &[f64]) -> Vec<(String, Vec<f64>)> {
+    let sites = variant.dispatched();
+    let name = |at: usize| match sites {
+        [_] => "kept per layer".to_string(),
+        _ => format!("kept per layer, {}", sites[at].name()),
+    };
+    let list = |at: usize| shares.iter().copied().skip(at).step_by(sites.len()).collect();
+    (0..sites.len()).map(|at| (name(at), list(at))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_dispatchers_a_block_make_two_lists() {
+        let list = |name: &str, shares: &[f64]| (format!("kept per layer{name}"), shares.to_vec());
+        let shares = [0.1, 0.2, 0.3, 0.4];
+        assert_eq!(per_site(Variant::Layer, &shares), [list("", &shares)]);
+        let (attn, mlp) = (list(", attn", &[0.1, 0.3]), list(", mlp", &[0.2, 0.4]));
+        assert_eq!(per_site(Variant::AttentionMlp, &shares), [attn, mlp]);
+        assert_eq!(per_site(Variant::None, &[]), []);
+    }
 
     #[test]
     fn shares_are_weighted_by_tokens() {

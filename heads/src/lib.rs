@@ -13,6 +13,7 @@ pub mod linear;
 pub mod mask_rcnn;
 pub mod pixel_classifier;
 pub mod predictor;
+pub mod prune;
 pub mod run;
 pub mod segmentation;
 pub mod segmentation_loss;
@@ -21,6 +22,8 @@ mod token_map;
 pub mod upernet;
 
 use serde::{Deserialize, Serialize};
+
+use classifier::Pool;
 
 pub use classifier::{ClassifierConfig, ClassifierHead};
 pub use detection::DetectionPredictor;
@@ -69,6 +72,14 @@ impl HeadConfig {
             Self::Linear(config) => config.taps.clone(),
             Self::MaskRcnn(config) => vec![config.tap.unwrap_or(depth - 1)],
             Self::Classifier(_) => Vec::new(),
+        }
+    }
+
+    /// Whether class or register tokens of the last block have a say in predictions.
+    pub fn reads_prefix(&self) -> bool {
+        match self {
+            Self::Upernet(_) | Self::Linear(_) | Self::MaskRcnn(_) => false,
+            Self::Classifier(config) => config.pool == Pool::Cls,
         }
     }
 }

@@ -1,12 +1,12 @@
-//! One transformer block with its adapter and dispatcher (\[DyT\] Eq. 2 and Fig. 3).
+//! One transformer block with its adapters and dispatchers (\[DyT\] Eq. 2 and Fig. 3).
 
 use candle_core::{Result, Tensor};
 
 use super::attention::{attention_branch, detached_attention};
 use super::mlp::{detached_mlp, mlp_branch};
 use super::{Dims, Pass};
-use crate::config::{DispatchConfig, Select, TuningConfig, Variant};
-use crate::dispatch::{Active, Dispatcher, Selector};
+use crate::config::{DispatchConfig, TuningConfig};
+use crate::dispatch::{Active, Dispatcher, Gate, Selector, Site};
 use crate::ops::{self, AttentionBranch, MlpBranch};
 use crate::params::Scope;
 use crate::rng::{Purpose, Stream};
@@ -15,12 +15,20 @@ use crate::tuning::BlockTuning;
 /// One transformer block.
 pub(crate) struct Block {
     index: u16,
-    attn: AttentionBranch,
-    mlp: MlpBranch,
+    /// `None` where it was pruned.
+    attn: Option<AttentionBranch>,
+    /// `None` where it was pruned.
+    mlp: Option<MlpBranch>,
     tuning: BlockTuning,
-    variant: Variant,
-    dispatcher: Option<Dispatcher>,
+    stages: Vec<Stage>,
     drop_path: f64,
+}
+
+/// A part of the block that tokens pass, and which of them.
+pub(crate) struct Stage {
+    site: Site,
+    /// Who passes it.
+    pub(crate) gate: Gate,
 }
 
 impl Block {
@@ -33,78 +41,118 @@ impl Block {
         scope: &Scope,
     ) -> Result<Self> {
         let added = scope.trainable();
-        let select = match dispatch.variant {
-            Variant::None => None,
-            Variant::Mlp => Some("mlp_token_select"),
+        let (sites, variant) = (dispatch.variant.sites(), dispatch.variant);
+        let stage =
+            |&site: &Site| Ok(Stage { site, gate: gate(index, site, dims.dim, dispatch, &added)? });
+        let stages = sites.iter().map(stage).collect::<Result<Vec<_>>>()?;
+        let works = |half: Site| {
+            let pruned = stages.iter().filter(|stage| matches!(stage.gate, Gate::Shut));
+            !pruned.map(|stage| stage.site).any(|site| site == half || site == Site::Layer)
         };
-        // A random dispatcher keeps the learned one's parameters, unused, so that a learned run can be evaluated at random.
-        let scored = match dispatch.select {
-            Select::Learned => added.clone(),
-            Select::Random => added.frozen(),
-        };
+        let attn = works(Site::Attention).then(|| attention_branch(dims, index, scope));
+        let mlp = works(Site::Mlp).then(|| mlp_branch(dims, scope));
         Ok(Self {
             index: index as u16,
-            attn: attention_branch(dims, index, scope)?,
-            mlp: mlp_branch(dims, scope)?,
-            tuning: BlockTuning::new(tuning, dims.dim, &added)?,
-            variant: dispatch.variant,
-            dispatcher: select
-                .map(|name| Dispatcher::new(dims.dim, dispatch.initial_rate(), &scored.pp(name)))
-                .transpose()?,
+            attn: attn.transpose()?,
+            mlp: mlp.transpose()?,
+            tuning: BlockTuning::new(tuning, variant.adapted(), dims.dim, &added)?,
+            stages,
             drop_path: dims.drop_path * index as f64 / (dims.depth - 1).max(1) as f64,
         })
     }
 
     /// The same block without gradients for its weights, sharing their storage.
     pub(super) fn detached(&self) -> Self {
+        let detached = |stage: &Stage| Stage { site: stage.site, gate: stage.gate.detached() };
         Self {
-            attn: detached_attention(&self.attn),
-            mlp: detached_mlp(&self.mlp),
+            attn: self.attn.as_ref().map(detached_attention),
+            mlp: self.mlp.as_ref().map(detached_mlp),
             tuning: self.tuning.detached(),
-            dispatcher: self.dispatcher.as_ref().map(Dispatcher::detached),
+            stages: self.stages.iter().map(detached).collect(),
             ..*self
         }
     }
 
-    /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `grid` (rows, columns). The variants
-    /// of \[DyT\] Fig. 3 differ in what `selector` cuts.
+    /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `grid` (rows, columns).
     pub(super) fn forward(
         &self,
         x: &Tensor,
         grid: (usize, usize),
         selector: &mut Selector,
     ) -> Result<Tensor> {
-        match self.variant {
-            Variant::None | Variant::Mlp => {
-                self.feed(&self.attend(x, grid, selector.pass())?, selector)
-            }
-        }
+        self.stages().try_fold(x.clone(), |x, stage| self.pass(stage, &x, grid, selector))
     }
 
-    /// The attention half: `x + Attn(x)`.
-    pub(crate) fn attend(&self, x: &Tensor, grid: (usize, usize), pass: &Pass) -> Result<Tensor> {
-        x + self.dropped(self.attn.forward(x, grid, None)?, 0, pass)?
+    /// What tokens pass, one after the other.
+    pub(crate) fn stages(&self) -> impl Iterator<Item = &Stage> {
+        self.stages.iter()
     }
 
-    /// The MLP half: `x + m·MLP(x) + A(x)`.
-    pub(crate) fn feed(&self, x: &Tensor, selector: &mut Selector) -> Result<Tensor> {
-        let active = match self.variant {
-            Variant::None => Active::All,
-            Variant::Mlp => selector.choose(self.dispatcher.as_ref(), x)?,
+    /// \[DyT\] Eq. 2: the active tokens pass the stage's part of the block, all of them its adapter.
+    pub(crate) fn pass(
+        &self,
+        stage: &Stage,
+        x: &Tensor,
+        grid: (usize, usize),
+        selector: &mut Selector,
+    ) -> Result<Tensor> {
+        let (active, pass) = (selector.choose(&stage.gate, x)?, selector.pass());
+        let y = match stage.site {
+            Site::Attention => self.attend(x, grid, &active, pass)?,
+            Site::Mlp => self.feed(x, &active, pass)?,
+            Site::Layer => self.whole(x, grid, &active, pass)?,
         };
-        let adapted =
-            self.tuning.adapt_mlp(x, &mut self.streams(Purpose::Dropout, 0, selector.pass()))?;
-        let y = match active {
-            Active::All => (x + self.dropped(self.mlp.forward(x, None)?, 1, selector.pass())?)?,
-            Active::Masked(mask) => {
-                (x + self.dropped(self.mlp.forward(x, Some(&mask))?, 1, selector.pass())?)?
-            }
-            Active::Rows(rows) => self.mlp.gathered(x, &rows)?,
-        };
-        match adapted {
+        let streams = |number| self.streams(Purpose::Dropout, number, pass);
+        match self.tuning.adapt(stage.site, x, streams)? {
             Some(adapted) => y + adapted,
             None => Ok(y),
         }
+    }
+
+    /// x + m·Attn(x), with the active tokens alone as keys.
+    fn attend(
+        &self,
+        x: &Tensor,
+        grid: (usize, usize),
+        active: &Active,
+        pass: &Pass,
+    ) -> Result<Tensor> {
+        let Some(attn) = &self.attn else { return Ok(x.clone()) };
+        match active {
+            Active::All => x + self.dropped(attn.forward(x, grid, None)?, 0, pass)?,
+            Active::Masked(mask) => {
+                let attended = attn.forward(x, grid, Some(&mask.detach()))?;
+                x + self.dropped(masked(&attended, mask)?, 0, pass)?
+            }
+            Active::Rows(rows) => attn.gathered(x, grid, rows),
+        }
+    }
+
+    /// x + m·MLP(x).
+    fn feed(&self, x: &Tensor, active: &Active, pass: &Pass) -> Result<Tensor> {
+        let Some(mlp) = &self.mlp else { return Ok(x.clone()) };
+        match active {
+            Active::All => x + self.dropped(mlp.forward(x, None)?, 1, pass)?,
+            Active::Masked(mask) => x + self.dropped(mlp.forward(x, Some(mask))?, 1, pass)?,
+            Active::Rows(rows) => mlp.gathered(x, rows),
+        }
+    }
+
+    /// x + m·(z − x), z the plain block among the active tokens.
+    fn whole(
+        &self,
+        x: &Tensor,
+        grid: (usize, usize),
+        active: &Active,
+        pass: &Pass,
+    ) -> Result<Tensor> {
+        let (Active::Masked(mask), Some(attn), Some(mlp)) = (active, &self.attn, &self.mlp) else {
+            return self.feed(&self.attend(x, grid, active, pass)?, active, pass);
+        };
+        // The inactive tokens ask too: the gradient of their mask needs their z.
+        let attended = self.dropped(attn.forward(x, grid, Some(&mask.detach()))?, 0, pass)?;
+        let fed = self.dropped(mlp.forward(&(x + &attended)?, Some(mask))?, 1, pass)?;
+        (x + masked(&attended, mask)?)? + fed
     }
 
     /// Stochastic depth on the branch `half` (0 attention, 1 MLP).
@@ -116,15 +164,41 @@ impl Block {
         ops::drop_path(&branch, self.drop_path, &mut streams)
     }
 
-    /// One stream per image while training, none otherwise.
-    fn streams(&self, purpose: Purpose, half: u16, pass: &Pass) -> Vec<Stream> {
+    /// One stream per image while training, none otherwise; of two `number`s, 0 and 1.
+    fn streams(&self, purpose: Purpose, number: u16, pass: &Pass) -> Vec<Stream> {
         match pass {
             Pass::Train(ctx) | Pass::Complete(ctx) if ctx.training => ctx
                 .samples
                 .iter()
-                .map(|&sample| ctx.rng.stream(purpose, sample, 2 * self.index + half))
+                .map(|&sample| ctx.rng.stream(purpose, sample, 2 * self.index + number))
                 .collect(),
             _ => Vec::new(),
         }
     }
+}
+
+/// Who passes `site` of block `index`, whose additions are at `scope`.
+fn gate(
+    index: usize,
+    site: Site,
+    dim: usize,
+    dispatch: &DispatchConfig,
+    scope: &Scope,
+) -> Result<Gate> {
+    let dispatched = dispatch.variant.dispatched();
+    let Some(position) = dispatched.iter().position(|&at| at == site) else {
+        return Ok(Gate::Open);
+    };
+    if dispatch.pruned.contains(&(index * dispatched.len() + position)) {
+        return Ok(Gate::Shut);
+    }
+    // A random dispatcher keeps the learned one's parameters, unused, so that a learned run can be evaluated at random.
+    let scope = if dispatch.select.learns() { scope.clone() } else { scope.frozen() };
+    let scope = scope.pp(format!("{}_token_select", site.name()));
+    Dispatcher::new(dim, dispatch.initial_rate(), &scope).map(Gate::Scored)
+}
+
+/// The rows of `[B, N, C]` times their mask `[B, N]`.
+fn masked(branch: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    branch.broadcast_mul(&mask.unsqueeze(2)?)
 }

@@ -8,9 +8,7 @@ use super::block::Block;
 use super::layers::{NORM_EPS, detached, layer_norm};
 use super::patch_embed::PatchEmbed;
 use super::{Dims, Features, Pass, resize_pos_embed};
-use crate::config::{
-    BackboneConfig, BackboneTuning, DispatchConfig, Inference, Select, TuningConfig, Variant,
-};
+use crate::config::{BackboneConfig, BackboneTuning, DispatchConfig, Inference, TuningConfig};
 use crate::dispatch::{KeptStats, Selector};
 use crate::head::FeatureSpec;
 use crate::ops;
@@ -186,10 +184,8 @@ impl Vit {
 
     /// The number of learned dispatchers, and so of calibrated thresholds.
     pub fn dispatchers(&self) -> usize {
-        match (self.dispatch.variant, self.dispatch.select) {
-            (Variant::None, _) | (_, Select::Random) => 0,
-            (Variant::Mlp, Select::Learned) => self.dims.depth,
-        }
+        let DispatchConfig { variant, select, .. } = self.dispatch;
+        if select.learns() { variant.dispatched().len() * self.dims.depth } else { 0 }
     }
 
     /// Whether inference waits for [`Vit::set_thresholds`].
@@ -240,7 +236,7 @@ fn cropped(x: &Tensor, padded: (usize, usize), grid: (usize, usize)) -> Result<T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AdapterConfig;
+    use crate::config::{AdapterConfig, Variant};
     use crate::params::{ParamStore, Role};
     use candle_core::{DType, Device};
 
@@ -265,7 +261,11 @@ mod tests {
     }
 
     fn vit(store: &ParamStore, tuned: BackboneTuning) -> Vit {
-        let dispatch = DispatchConfig { variant: Variant::Mlp, ..DispatchConfig::default() };
+        dispatched(Variant::Mlp, store, tuned)
+    }
+
+    fn dispatched(variant: Variant, store: &ParamStore, tuned: BackboneTuning) -> Vit {
+        let dispatch = DispatchConfig { variant, ..DispatchConfig::default() };
         let adapter = AdapterConfig { bottleneck: 4, scale: 0.5, dropout: 0.0, experts: 1 };
         let tuning = TuningConfig { backbone: tuned, adapter: Some(adapter) };
         Vit::new(&backbone(), &dispatch, &tuning, &[1], &store.root()).unwrap()
@@ -289,26 +289,30 @@ mod tests {
 
     #[test]
     fn gradients_reach_what_is_trained_and_nothing_else() -> Result<()> {
-        for tuned in [BackboneTuning::Frozen, BackboneTuning::Full] {
+        use Variant::{Attention, AttentionMlp, Layer, Mlp};
+        let cases = [BackboneTuning::Frozen, BackboneTuning::Full];
+        let cases = cases.map(|tuned| [Mlp, Attention, AttentionMlp, Layer].map(|v| (tuned, v)));
+        for (tuned, variant) in cases.concat() {
             let store = store();
-            let vit = vit(&store, tuned);
+            let vit = dispatched(variant, &store, tuned);
             for (name, param) in store.all() {
                 if name.contains("up_proj.weight") {
                     param.var.set(&Tensor::randn(0f32, 0.1, param.var.shape(), &Device::Cpu)?)?;
                 }
             }
             let images = Tensor::randn(0f32, 1.0, (2, 3, 12, 12), &Device::Cpu)?;
-            let noise = vec![Tensor::randn(0f32, 1.0, (2, 9), &Device::Cpu)?; 2];
+            let noise = vec![Tensor::randn(0f32, 1.0, (2, 9), &Device::Cpu)?; vit.dispatchers()];
             let features = vit.forward(&images, &Pass::GivenNoise { noise: &noise, tau: 5.0 })?;
             let weights = Tensor::randn(0f32, 1.0, features.tokens.shape(), &Device::Cpu)?;
             let grads = (features.tokens * weights)?.sum_all()?.backward()?;
             for (name, param) in store.all() {
                 let grad = grads.get(param.var.as_tensor());
                 if param.role == Role::Frozen {
-                    assert!(grad.is_none(), "`{name}` is frozen and got a gradient");
+                    assert!(grad.is_none(), "{variant:?}: frozen `{name}` got a gradient");
                 } else {
                     let size = grad.map(|g| g.abs()?.sum_all()?.to_scalar::<f32>()).transpose()?;
-                    assert!(size.is_some_and(|size| size > 0.0), "`{name}` got no gradient");
+                    let reached = size.is_some_and(|size| size > 0.0);
+                    assert!(reached, "{variant:?}: `{name}` got no gradient");
                 }
             }
         }

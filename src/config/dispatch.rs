@@ -14,12 +14,17 @@ pub struct DispatchConfig {
     pub rate_schedule: Option<RateSchedule>,
     /// τ of the Gumbel-sigmoid.
     pub tau: f64,
+    /// How τ falls during training; `null` keeps it, as published.
+    pub tau_schedule: Option<TauSchedule>,
     /// Which tokens are active without noise.
     pub inference: Inference,
     /// How the noise fades during training; `null` keeps it, as published.
     pub noise: Option<NoiseConfig>,
-    /// Who decides: the learned dispatcher or chance (the ablation of \[DyT\] Table 7).
+    /// Who decides, and over what: tokens by learned dispatchers, or an ablation of \[DyT\] Table 7.
     pub select: Select,
+    /// Dispatchers, numbered in the order of the blocks, whose part `weights prune` dropped: nobody passes it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pruned: Vec<usize>,
 }
 
 impl Default for DispatchConfig {
@@ -29,9 +34,11 @@ impl Default for DispatchConfig {
             target_rate: 0.5,
             rate_schedule: None,
             tau: 5.0,
+            tau_schedule: None,
             inference: Inference::Threshold,
             noise: None,
             select: Select::Learned,
+            pruned: Vec::new(),
         }
     }
 }
@@ -51,6 +58,31 @@ impl DispatchConfig {
             _ => self.target_rate,
         }
     }
+
+    /// τ after the share `progress` of the training.
+    pub fn tau_at(&self, progress: f64) -> f64 {
+        match self.tau_schedule {
+            Some(TauSchedule { to, until }) => {
+                self.tau + (to - self.tau) * (progress / until).min(1.0)
+            }
+            None => self.tau,
+        }
+    }
+}
+
+/// A temperature that falls, so that the gradients of decided tokens fade (\[DyT\] Table 9).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TauSchedule {
+    /// τ in the end.
+    pub to: f64,
+    /// Share of the training after which it is reached (linear from `tau`).
+    #[serde(default = "whole_training")]
+    pub until: f64,
+}
+
+fn whole_training() -> f64 {
+    1.0
 }
 
 /// A budget that tightens, so that the model learns its task before it learns what it can do without.
@@ -71,6 +103,12 @@ pub enum Variant {
     None,
     /// The MLP (the published default).
     Mlp,
+    /// The attention: they ask nothing and are not asked.
+    Attention,
+    /// The attention and the MLP, by two dispatchers of their own.
+    AttentionMlp,
+    /// The whole block, by one dispatcher.
+    Layer,
 }
 
 /// Which tokens are active at inference.
@@ -99,8 +137,24 @@ pub struct NoiseConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Select {
-    /// The trained dispatcher.
+    /// The trained dispatcher, for each token.
     Learned,
-    /// A coin with probability r per token and layer.
+    /// A coin with probability r per token and dispatcher.
     Random,
+    /// The trained dispatcher, once for all patches of an image: by the mean of their tokens.
+    Sample,
+    /// A coin with probability r per image and dispatcher.
+    RandomSample,
+}
+
+impl Select {
+    /// Whether dispatchers are trained.
+    pub fn learns(self) -> bool {
+        matches!(self, Self::Learned | Self::Sample)
+    }
+
+    /// Whether all patches of an image share one decision.
+    pub fn by_sample(self) -> bool {
+        matches!(self, Self::Sample | Self::RandomSample)
+    }
 }

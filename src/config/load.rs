@@ -324,6 +324,9 @@ eval: { mode: { slide: { crop: 512, stride: 341 } } }
         case("train.batch_size=0", "`train.batch_size`");
         case("dispatch.target_rate=1.5", "`dispatch.target_rate`");
         case("dispatch.inference.top_k=1.5", "`dispatch.inference`");
+        case("dispatch.pruned=[3, 12]", "`dispatch.pruned` names dispatcher 12");
+        case("dispatch.tau_schedule={to: 0.0}", "`dispatch.tau_schedule.to`");
+        case("dispatch={select: sample, inference: {top_k: 0.5}}", "`dispatch.inference`");
         case("data.train.coco_stuff={images: a, labels: b, classes: []}", "`data.train`");
         case("data.val.ade20k=null", "`data.val`");
         case(
@@ -336,6 +339,9 @@ eval: { mode: { slide: { crop: 512, stride: 341 } } }
         case(window, "`backbone.cls_token: false`");
         assert!(with(&[cls, window, "backbone.rel_pos={grid: [64, 64]}"]).is_ok());
         case("backbone.rel_pos={grid: [64, 64]}", "`backbone.rel_pos`");
+        let restricted = [cls, "backbone.rel_pos={grid: [64, 64]}", "dispatch.variant=layer"];
+        assert!(message(with(&restricted)).contains("`dispatch.variant` cannot restrict"));
+        assert!(with(&[cls, window, "dispatch.variant=attention_mlp"]).is_ok());
         let both = |o: &str, key: &str| {
             let text = message(with(&[cls, o]));
             assert!(text.contains(key), "{text}");

@@ -4,6 +4,7 @@ use super::{
     AdamWConfig, Arch, BackboneConfig, Config, DispatchConfig, EvalConfig, EvalMode, GroupConfig,
     Inference, OptimizerConfig, ScheduleConfig, SplitConfig, TrainConfig, TransformConfig,
 };
+use crate::dispatch::Site;
 
 type Check = std::result::Result<(), String>;
 
@@ -12,6 +13,7 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
     device(&config.device)?;
     backbone(&config.backbone)?;
     dispatch(&config.dispatch)?;
+    dispatched_places(&config.dispatch, &config.backbone)?;
     if let Some(adapter) = &config.tuning.adapter {
         require(adapter.bottleneck > 0, "tuning.adapter.bottleneck", "must be at least 1")?;
         require(adapter.experts > 0, "tuning.adapter.experts", "must be at least 1")?;
@@ -129,7 +131,15 @@ fn dispatch(config: &DispatchConfig) -> Check {
     positive(config.tau, "dispatch.tau")?;
     match config.inference {
         Inference::Threshold => {}
+        Inference::TopK(_) if config.select.by_sample() => {
+            return Err("`dispatch.inference` cannot be `top_k` where `dispatch.select` decides for whole images".into());
+        }
         Inference::TopK(q) | Inference::Calibrated(q) => share(q, "dispatch.inference")?,
+    }
+    if let Some(schedule) = config.tau_schedule {
+        positive(schedule.to, "dispatch.tau_schedule.to")?;
+        share(schedule.until, "dispatch.tau_schedule.until")?;
+        positive(schedule.until, "dispatch.tau_schedule.until")?;
     }
     if let Some(schedule) = config.rate_schedule {
         share(schedule.from, "dispatch.rate_schedule.from")?;
@@ -144,6 +154,25 @@ fn dispatch(config: &DispatchConfig) -> Check {
         positive(noise.until, "dispatch.noise.until")?;
     }
     Ok(())
+}
+
+/// What the variants ask of the backbone.
+fn dispatched_places(config: &DispatchConfig, backbone: &BackboneConfig) -> Check {
+    let sites = config.variant.dispatched();
+    if backbone.rel_pos.is_some() && sites.iter().any(|&site| site != Site::Mlp) {
+        let key = "dispatch.variant";
+        return Err(format!(
+            "`{key}` cannot restrict the attention to active tokens where `backbone.rel_pos` ties it to all places; take `mlp`"
+        ));
+    }
+    let depth = backbone.depth.or(backbone.arch.map(Arch::depth)).unwrap_or(0);
+    let (key, count) = ("dispatch.pruned", depth * sites.len());
+    match config.pruned.iter().find(|&&number| number >= count) {
+        Some(number) => Err(format!(
+            "`{key}` names dispatcher {number}, but the {count} dispatchers count from 0"
+        )),
+        None => Ok(()),
+    }
 }
 
 fn split(config: &SplitConfig, key: &str) -> Check {

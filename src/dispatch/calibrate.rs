@@ -8,7 +8,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Pass, Selector};
+use super::{Gate, Pass, Selector};
 use crate::backbone::Vit;
 use crate::config::{DispatchConfig, Inference};
 
@@ -31,20 +31,20 @@ pub fn calibrate(vit: &Vit, batches: &[Tensor], q: f64) -> Result<Vec<f32>> {
     let mut pass = cut(vit, batches, |_, _| 0.0)?;
     for _ in 0..PASSES {
         let shares = common_shares(&pass.logits, q);
-        pass = cut(vit, batches, |layer, logits| threshold_keeping(shares[layer], logits))?;
+        pass = cut(vit, batches, |number, logits| threshold_keeping(shares[number], logits))?;
     }
     vit.set_thresholds(pass.thresholds.clone());
     Ok(pass.thresholds)
 }
 
-/// One pass over all layers.
+/// One pass over all dispatchers.
 struct Cut {
     thresholds: Vec<f32>,
-    /// Per layer the logits of all patches of all images, under the cut of the layers above.
+    /// Per dispatcher the logits of all patches of all images, under the cut of those before it.
     logits: Vec<Vec<f32>>,
 }
 
-/// Goes layer by layer; `choose(layer, logits)` fixes the layer's threshold before the layer works.
+/// Goes dispatcher by dispatcher; `choose(number, logits)` fixes a threshold before the tokens that it lets pass work.
 fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
     let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
     let prefix = vit.dims().prefix();
@@ -54,24 +54,27 @@ fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> 
     };
     let mut tokens = batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
-    for (index, block) in vit.inference_blocks().iter().enumerate() {
-        // Where the MLP alone is dispatched, its tokens are those after the attention. With an infinite threshold the
-        // MLP half scores them and computes next to nothing else.
-        let mut logits = Vec::new();
-        for (x, padded, grid) in &mut tokens {
-            *x = block.attend(x, *padded, &Pass::Infer)?.detach();
-            let mut probe = Selector::new(&Pass::Infer, &cfg, Some(&[f32::INFINITY]), prefix)
-                .cropping(*padded, *grid);
-            block.feed(x, &mut probe)?;
-            for layer in probe.finish().layers {
-                logits.extend(layer.logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+    let stages =
+        vit.inference_blocks().iter().flat_map(|block| block.stages().map(move |s| (block, s)));
+    for (block, stage) in stages {
+        if let Gate::Open = stage.gate {
+            for (x, padded, _) in &mut tokens {
+                let mut selector = Selector::new(&Pass::Infer, &cfg, None, prefix);
+                *x = block.pass(stage, x, *padded, &mut selector)?.detach();
             }
+            continue;
         }
-        let threshold = choose(index, &logits);
-        for (x, ..) in &mut tokens {
+        let mut logits = Vec::new();
+        for (x, padded, grid) in &tokens {
+            let selector = Selector::new(&Pass::Infer, &cfg, None, prefix).cropping(*padded, *grid);
+            let logit = selector.recorded_logits(&stage.gate, x)?;
+            logits.extend(logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+        }
+        let threshold = choose(result.thresholds.len(), &logits);
+        for (x, padded, _) in &mut tokens {
             let thresholds = [threshold];
             let mut selector = Selector::new(&Pass::Infer, &cfg, Some(&thresholds), prefix);
-            *x = block.feed(x, &mut selector)?.detach();
+            *x = block.pass(stage, x, *padded, &mut selector)?.detach();
         }
         result.thresholds.push(threshold);
         result.logits.push(logits);
@@ -95,6 +98,8 @@ fn threshold_keeping(share: f64, logits: &[f32]) -> f32 {
     falling.sort_by(|a, b| b.total_cmp(a));
     let kept = (share * logits.len() as f64).round() as usize;
     match (kept.checked_sub(1).and_then(|last| falling.get(last)), falling.get(kept)) {
+        // What was pruned has infinitely low logits.
+        (Some(_), Some(&f32::NEG_INFINITY)) => f32::NEG_INFINITY,
         // Halfway between the last kept and the first skipped logit, so that rounding decides nothing.
         (Some(&last), Some(&next)) => next + (last - next) / 2.0,
         (None, _) => f32::INFINITY,

@@ -1,7 +1,8 @@
 //! Counting multiply-adds.
 
+use super::Site;
 use crate::backbone::Dims;
-use crate::config::{DispatchConfig, TuningConfig, Variant};
+use crate::config::{DispatchConfig, TuningConfig};
 
 /// The multiply-adds of one forward pass over one image, part by part.
 ///
@@ -42,13 +43,14 @@ impl FlopCount {
     }
 }
 
-/// The backbone on one image of `size` (height, width); `kept` is the share of patch tokens that dispatched parts work on.
+/// The backbone on one image of `size` (height, width); `kept` are the shares of the patch tokens that the dispatchers let
+/// pass, in their order, or one share for all of them.
 pub fn backbone(
     dims: &Dims,
     dispatch: &DispatchConfig,
     tuning: &TuningConfig,
     size: (usize, usize),
-    kept: f64,
+    kept: &[f64],
 ) -> FlopCount {
     let grid = dims.padded_grid(size);
     let patches = (grid.0 * grid.1) as f64;
@@ -57,30 +59,59 @@ pub fn backbone(
     let mut count = FlopCount::default();
     let embedding = patches * dim * 3.0 * (dims.patch * dims.patch) as f64;
     count.add("patch embedding", embedding, embedding);
-    attention(&mut count, dims, tokens, grid);
-    let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
-    let active = match dispatch.variant {
-        Variant::None => tokens,
-        Variant::Mlp => dims.prefix() as f64 + kept * patches,
+    // Tokens that pass a half of a block.
+    let active = |block: usize, half: Site| match share(dispatch, kept, (block, half)) {
+        Passing::Nobody => 0.0,
+        Passing::Share(share) => dims.prefix() as f64 + share * patches,
     };
-    same("mlp", depth * active * 2.0 * dim * hidden);
-    if dispatch.variant != Variant::None {
-        same("dispatchers", depth * patches * dim);
+    attention(&mut count, dims, grid, |block| active(block, Site::Attention) / tokens);
+    let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
+    let fed: f64 = (0..dims.depth).map(|block| active(block, Site::Mlp)).sum();
+    same("mlp", fed * 2.0 * dim * hidden);
+    let dispatchers = dims.depth * dispatch.variant.dispatched().len();
+    if dispatchers > 0 {
+        same("dispatchers", (dispatchers - dispatch.pruned.len()) as f64 * patches * dim);
     }
     if let Some(adapter) = tuning.adapter {
         let (width, experts) = (adapter.bottleneck as f64, adapter.experts as f64);
-        same("adapters", depth * tokens * 2.0 * dim * width);
+        let adapters = depth * dispatch.variant.adapted().len() as f64;
+        same("adapters", adapters * tokens * 2.0 * dim * width);
         if adapter.experts > 1 {
-            same("routers and merging", depth * experts * (dim + 2.0 * dim * width));
+            same("routers and merging", adapters * experts * (dim + 2.0 * dim * width));
         }
     }
     count
 }
 
-/// Appends the attention of all blocks. In windows the reference also computes the padding's queries and projections; here
-/// padding is only a key.
-fn attention(count: &mut FlopCount, dims: &Dims, tokens: f64, grid: (usize, usize)) {
-    let dim = dims.dim as f64;
+/// Which tokens pass a half of a block.
+enum Passing {
+    /// It was pruned.
+    Nobody,
+    /// The prefix and this share of the patches.
+    Share(f64),
+}
+
+/// Who passes `half` (attention or MLP) of `block`.
+fn share(dispatch: &DispatchConfig, kept: &[f64], (block, half): (usize, Site)) -> Passing {
+    let sites = dispatch.variant.dispatched();
+    let decided = |&site: &Site| site == half || site == Site::Layer;
+    let Some(position) = sites.iter().position(decided) else { return Passing::Share(1.0) };
+    let number = block * sites.len() + position;
+    if dispatch.pruned.contains(&number) {
+        return Passing::Nobody;
+    }
+    Passing::Share(kept.get(number).or(kept.last()).copied().unwrap_or(1.0))
+}
+
+/// Appends the attention of all blocks; `active(block)` is the share of tokens that are asked and ask. In windows the
+/// reference also computes the padding's queries and projections; here padding is only a key.
+fn attention(
+    count: &mut FlopCount,
+    dims: &Dims,
+    grid: (usize, usize),
+    active: impl Fn(usize) -> f64,
+) {
+    let (dim, tokens) = (dims.dim as f64, (grid.0 * grid.1 + dims.prefix()) as f64);
     let [mut projections, mut scores, mut positions] = [(0.0, 0.0); 3];
     let add = |part: &mut (f64, f64), nominal: f64, executed: f64| {
         *part = (part.0 + nominal, part.1 + executed);
@@ -94,6 +125,8 @@ fn attention(count: &mut FlopCount, dims: &Dims, tokens: f64, grid: (usize, usiz
                 (padded as f64, (size * size) as f64, (size, size))
             }
         };
+        let share = active(index);
+        let (computed, tokens, keys) = (share * computed, share * tokens, share * keys);
         add(&mut projections, computed * 4.0 * dim * dim, tokens * 4.0 * dim * dim);
         add(&mut scores, 2.0 * computed * keys * dim, 2.0 * tokens * keys * dim);
         if dims.rel_pos.is_some() {
@@ -148,7 +181,7 @@ mod tests {
     fn windows_their_padding_and_relative_positions_are_counted() {
         let (dispatch, tuning) = (DispatchConfig::default(), TuningConfig::default());
         let part = |dims: &Dims, name: &str| {
-            let count = backbone(dims, &dispatch, &tuning, (3, 4), 1.0);
+            let count = backbone(dims, &dispatch, &tuning, (3, 4), &[]);
             let part = count.parts.iter().find(|part| part.name == name).unwrap().clone();
             (part.nominal, part.executed)
         };
@@ -166,5 +199,41 @@ mod tests {
         assert_eq!(part(&images, "patch embedding"), (16.0 * 6.0, 16.0 * 6.0));
         assert_eq!(part(&images, "attention projections"), (16.0 * 32.0, 16.0 * 32.0));
         assert_eq!(part(&images, "mlp"), (2.0 * 16.0 * 8.0, 2.0 * 16.0 * 8.0));
+    }
+
+    #[test]
+    fn every_variant_counts_what_active_tokens_alone_pass() {
+        use crate::config::Variant::{Attention, AttentionMlp, Layer, Mlp, None};
+        // Two blocks in no windows; a class token and 12 patches of two channels, hidden width 2.
+        let dims = Dims {
+            window: Option::None,
+            cls_tokens: 1,
+            ..dims(WindowPadding::Tokens, Option::None)
+        };
+        let macs = |variant, pruned: Vec<usize>, kept: &[f64]| {
+            let dispatch = DispatchConfig { variant, pruned, ..DispatchConfig::default() };
+            let count = backbone(&dims, &dispatch, &TuningConfig::default(), (3, 4), kept);
+            count.parts[1..].iter().map(|part| part.executed).collect::<Vec<_>>()
+        };
+        let projections = |active: [f64; 2]| 16.0 * (active[0] + active[1]);
+        let scores = |active: [f64; 2]| 4.0 * (active[0].powi(2) + active[1].powi(2));
+        let mlp = |active: [f64; 2]| 8.0 * (active[0] + active[1]);
+        let all = [13.0, 13.0];
+        let dense = vec![projections(all), scores(all), mlp(all)];
+        assert_eq!(macs(None, vec![], &[0.5]), dense);
+        // A share of ¼ and then ¾: 1 + 3 and 1 + 9 tokens. A dispatcher: 12 · 2.
+        let (kept, some) = ([0.25, 0.75], [4.0, 10.0]);
+        assert_eq!(macs(Mlp, vec![], &kept), [dense[0], dense[1], mlp(some), 48.0]);
+        assert_eq!(
+            macs(Attention, vec![], &kept),
+            [projections(some), scores(some), dense[2], 48.0]
+        );
+        assert_eq!(macs(Layer, vec![], &kept), [projections(some), scores(some), mlp(some), 48.0]);
+        // Two dispatchers a block: the attentions have ¼ and ½, the MLPs ¾ and 0.
+        let (asked, fed) = ([4.0, 7.0], [10.0, 1.0]);
+        let both = macs(AttentionMlp, vec![], &[0.25, 0.75, 0.5, 0.0]);
+        assert_eq!(both, [projections(asked), scores(asked), mlp(fed), 96.0]);
+        // What was pruned is not even passed by the class token.
+        assert_eq!(macs(Mlp, vec![1], &[0.25, 0.0]), [dense[0], dense[1], mlp([4.0, 0.0]), 24.0]);
     }
 }

@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::config::NoiseConfig;
+use super::select::per_patch;
+use crate::config::{NoiseConfig, Select};
 use crate::head::StepContext;
 use crate::rng::Purpose;
 
@@ -28,18 +29,20 @@ pub fn noise_factor(cfg: Option<NoiseConfig>, progress: f64) -> f64 {
     }
 }
 
-/// G₁ − G₂ for every patch of every image, `[B, P]`, from the stream of (sample, layer).
+/// `factor` · (G₁ − G₂) for every patch of every image, or one for all patches of an image, `[B, P]`, from the stream of
+/// (sample, layer).
 pub(super) fn gumbel_noise(
     logit: &Tensor,
     ctx: &StepContext,
     layer: u16,
-    factor: f64,
+    (select, factor): (Select, f64),
 ) -> Result<Tensor> {
     let (_, patches) = logit.dims2()?;
     let mut noise = Vec::with_capacity(logit.elem_count());
     for &sample in ctx.samples {
         let mut stream = ctx.rng.stream(Purpose::Gumbel, sample, layer);
-        noise.extend((0..patches).map(|_| (factor * stream.gumbel_difference()) as f32));
+        let draw = || (factor * stream.gumbel_difference()) as f32;
+        noise.extend(per_patch(select, patches, draw));
     }
     Tensor::from_vec(noise, logit.shape(), logit.device())?.to_dtype(logit.dtype())
 }
@@ -47,6 +50,7 @@ pub(super) fn gumbel_noise(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DispatchConfig, TauSchedule};
     use candle_core::{Device, Var};
 
     #[test]
@@ -62,6 +66,17 @@ mod tests {
             assert!((got - s * (1.0 - s) / 2.0).abs() < 1e-6, "σ'(z/τ)/τ at z = {z}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn the_temperature_falls_linearly() {
+        let fixed = DispatchConfig { tau: 5.0, ..DispatchConfig::default() };
+        assert_eq!((fixed.tau_at(0.0), fixed.tau_at(1.0)), (5.0, 5.0));
+        let tau_schedule = Some(TauSchedule { to: 1.0, until: 0.8 });
+        let falling = DispatchConfig { tau_schedule, ..fixed };
+        for (progress, tau) in [(0.0, 5.0), (0.4, 3.0), (0.8, 1.0), (1.0, 1.0)] {
+            assert!((falling.tau_at(progress) - tau).abs() < 1e-12, "τ at {progress}");
+        }
     }
 
     #[test]

@@ -12,13 +12,15 @@ pub mod flops;
 mod gumbel;
 mod rate;
 mod select;
+mod site;
 
 pub use calibrate::calibrate;
 pub use dispatcher::Dispatcher;
 pub use distill::distill_term;
 pub use gumbel::{noise_factor, straight_through};
 pub use rate::rate_term;
-pub use select::{Active, Selector};
+pub use select::{Active, Gate, Selector};
+pub use site::Site;
 
 /// What a forward pass is for; decides how tokens are selected and whether gradients are kept.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +52,7 @@ impl Pass<'_> {
 /// The decisions of every dispatcher in one forward pass, in the order of the blocks. Empty for the dense model.
 #[derive(Debug, Clone, Default)]
 pub struct KeptStats {
-    /// One entry per dispatcher.
+    /// One entry per dispatcher, named as [`crate::config::Variant::dispatcher_names`] says.
     pub layers: Vec<LayerKept>,
 }
 

@@ -18,6 +18,27 @@ pub enum Active {
     Rows(Vec<u32>),
 }
 
+/// Who passes a part of a block.
+#[derive(Debug)]
+pub enum Gate {
+    /// Every token.
+    Open,
+    /// Those that a dispatcher chooses, or chance in its place.
+    Scored(Dispatcher),
+    /// Nobody: the part was pruned.
+    Shut,
+}
+
+impl Gate {
+    pub(crate) fn detached(&self) -> Self {
+        match self {
+            Self::Open => Self::Open,
+            Self::Scored(dispatcher) => Self::Scored(dispatcher.detached()),
+            Self::Shut => Self::Shut,
+        }
+    }
+}
+
 /// Decides in every block which tokens are active, and records it.
 pub struct Selector<'a> {
     pass: &'a Pass<'a>,
@@ -56,34 +77,54 @@ impl<'a> Selector<'a> {
         self.pass
     }
 
-    /// Decides for the tokens `x` `[B, prefix + P, C]`; by chance if the config says so.
+    /// Decides which of the tokens `x` `[B, prefix + P, C]` pass `gate`; by chance if the config says so.
     ///
     /// # Errors
     /// If the pass does not fit the tokens, or calibrated thresholds are wanted and missing.
-    pub fn choose(&mut self, dispatcher: Option<&Dispatcher>, x: &Tensor) -> Result<Active> {
-        if let Pass::Complete(_) = self.pass {
+    pub fn choose(&mut self, gate: &Gate, x: &Tensor) -> Result<Active> {
+        if let (Gate::Open, _) | (_, Pass::Complete(_)) = (gate, self.pass) {
             return Ok(Active::All);
         }
-        let (batch, tokens, _) = x.dims3()?;
-        let (mask, logit) = match (self.cfg.select, dispatcher) {
-            (Select::Learned, Some(dispatcher)) => {
-                let logit = dispatcher.logits(x, self.prefix)?;
-                (self.decide(&logit)?, logit)
-            }
-            (Select::Random, _) | (_, None) => {
-                let mask = self.toss((batch, tokens - self.prefix), x)?;
-                (mask.clone(), mask.zeros_like()?)
-            }
+        let logit = self.logits(gate, x)?;
+        let mask = match gate {
+            Gate::Scored(_) if !self.cfg.select.learns() => self.toss(&logit)?,
+            Gate::Scored(_) => self.decide(&logit)?,
+            Gate::Open | Gate::Shut => logit.zeros_like()?,
         };
         let active = match self.pass {
             Pass::Infer => Active::Rows(active_rows(&mask, self.prefix)?),
             _ => {
-                let prefix = Tensor::ones((batch, self.prefix), mask.dtype(), mask.device())?;
+                let prefix =
+                    Tensor::ones((mask.dim(0)?, self.prefix), mask.dtype(), mask.device())?;
                 Active::Masked(Tensor::cat(&[&prefix, &mask], 1)?)
             }
         };
         self.kept.layers.push(LayerKept { mask: self.cropped(mask)?, logit: self.cropped(logit)? });
         Ok(active)
+    }
+
+    /// What `choose` would record as the logits of the patches of `x` `[B, prefix + P, C]`.
+    pub(crate) fn recorded_logits(&self, gate: &Gate, x: &Tensor) -> Result<Tensor> {
+        self.cropped(self.logits(gate, x)?)
+    }
+
+    /// `[B, P]`: −∞ for a part that nobody passes, 0 where there is nothing to score.
+    fn logits(&self, gate: &Gate, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, _) = x.dims3()?;
+        let same = |value: f64| {
+            let shape = (batch, tokens - self.prefix);
+            Tensor::full(value as f32, shape, x.device())?.to_dtype(x.dtype())
+        };
+        match (gate, self.cfg.select) {
+            (Gate::Shut, _) => same(f64::NEG_INFINITY),
+            (Gate::Open, _) | (Gate::Scored(_), Select::Random | Select::RandomSample) => same(0.0),
+            (Gate::Scored(dispatcher), Select::Learned) => dispatcher.logits(x, self.prefix),
+            (Gate::Scored(dispatcher), Select::Sample) => {
+                // The score is linear: the mean of the tokens' scores is that of their mean.
+                let logit = dispatcher.logits(x, self.prefix)?;
+                logit.mean_keepdim(1)?.broadcast_as(logit.shape())?.contiguous()
+            }
+        }
     }
 
     /// What is recorded of `[B, P]`.
@@ -104,13 +145,9 @@ impl<'a> Selector<'a> {
         let layer = self.kept.layers.len();
         match self.pass {
             Pass::Train(ctx) => {
-                let noise = gumbel_noise(
-                    logit,
-                    ctx,
-                    layer as u16,
-                    noise_factor(self.cfg.noise, ctx.progress),
-                )?;
-                straight_through(logit, &noise, self.cfg.tau)
+                let factor = noise_factor(self.cfg.noise, ctx.progress);
+                let noise = gumbel_noise(logit, ctx, layer as u16, (self.cfg.select, factor))?;
+                straight_through(logit, &noise, self.cfg.tau_at(ctx.progress))
             }
             Pass::GivenNoise { noise, tau } => match noise.get(layer) {
                 Some(noise) => straight_through(logit, noise, *tau),
@@ -135,9 +172,11 @@ impl<'a> Selector<'a> {
         }
     }
 
-    /// A coin per token: the random dispatcher of \[DyT\] Table 7. In training it is keyed by the sample, at inference by
-    /// the image's content, so that an image gets the same mask alone and in any batch.
-    fn toss(&self, (batch, patches): (usize, usize), x: &Tensor) -> Result<Tensor> {
+    /// A coin per token or per image instead of the `logit` `[B, P]`: the random dispatchers of \[DyT\] Table 7. In
+    /// training they are keyed by the sample, at inference by the image's content, so that an image gets the same mask
+    /// alone and in any batch.
+    fn toss(&self, logit: &Tensor) -> Result<Tensor> {
+        let (batch, patches) = logit.dims2()?;
         let unseeded = Rng::new(0);
         let (rng, keys, share) = match self.pass {
             Pass::Train(ctx) => (ctx.rng, ctx.samples, self.cfg.target_rate),
@@ -153,14 +192,14 @@ impl<'a> Selector<'a> {
         let mut mask = Vec::with_capacity(batch * patches);
         for &key in keys {
             let mut stream = rng.stream(Purpose::RandomDispatch, key, layer);
-            mask.extend((0..patches).map(|_| f32::from(stream.chance(share))));
+            mask.extend(per_patch(self.cfg.select, patches, || f32::from(stream.chance(share))));
         }
-        Tensor::from_vec(mask, (batch, patches), x.device())?.to_dtype(x.dtype())
+        Tensor::from_vec(mask, (batch, patches), logit.device())?.to_dtype(logit.dtype())
     }
 
     /// Takes the keys of the random dispatcher at inference from the images `[B, 3, H, W]`; nothing otherwise.
     pub(crate) fn seed_random(&mut self, images: &Tensor) -> Result<()> {
-        if self.cfg.select == Select::Random && self.cfg.variant != Variant::None {
+        if !self.cfg.select.learns() && self.cfg.variant != Variant::None {
             let pixels = images
                 .detach()
                 .flatten_from(1)?
@@ -178,6 +217,11 @@ fn inference_share(cfg: &DispatchConfig) -> f64 {
         Inference::Threshold => cfg.target_rate,
         Inference::TopK(share) | Inference::Calibrated(share) => share,
     }
+}
+
+/// A draw for each of an image's `patches`: one for all of them where `select` decides for whole images.
+pub(super) fn per_patch(select: Select, patches: usize, mut draw: impl FnMut() -> f32) -> Vec<f32> {
+    if select.by_sample() { vec![draw(); patches] } else { (0..patches).map(|_| draw()).collect() }
 }
 
 /// FNV-1a over the bits of the pixels.

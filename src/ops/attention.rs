@@ -27,8 +27,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> R
 }
 
 /// Attention among the tokens of each image; `qkv`: `[B, N, 3C]`, a row holding q, k and v, each `heads × C/heads`;
-/// `keep`: `[B, N]`, 0 or 1, says which tokens may be keys (no gradient passes through it; every image must keep one)
-/// → `[B, N, C]`.
+/// `keep`: `[B, N]`, 0 or 1, says which tokens may be keys (no gradient passes through it) → `[B, N, C]`, zeros in an image
+/// without keys.
 ///
 /// # Errors
 /// If the shapes do not agree.
@@ -36,16 +36,20 @@ pub fn self_attention(qkv: &Tensor, heads: usize, keep: Option<&Tensor>) -> Resu
     let (batch, tokens, triple) = qkv.dims3()?;
     let divided = divide(triple, heads)?;
     if fusible(&[qkv]) {
-        let sequences = Sequences::images(batch, tokens, keep)?;
+        let sequences = match keep {
+            Some(keep) => Sequences::images(batch, tokens).keeping(keep)?,
+            None => Sequences::images(batch, tokens),
+        };
         let fused = Fused::new(divided, sequences, qkv);
         return qkv.contiguous()?.apply_op1(SelfAttention(fused));
     }
-    let bias = match keep {
-        // Far below every score, yet finite: 0 · ∞ would be NaN.
-        Some(keep) => Some(((keep.detach() - 1.0)? * 1e30)?.reshape((batch, 1, 1, tokens))?),
-        None => None,
+    let Some(keep) = keep.map(Tensor::detach) else {
+        return unfused(qkv, divided, |_| Ok(None));
     };
-    unfused(qkv, divided, |_| Ok(bias))
+    // Far below every score, yet finite: 0 · ∞ would be NaN.
+    let bias = ((&keep - 1.0)? * 1e30)?.reshape((batch, 1, 1, tokens))?;
+    let any = keep.max(1)?.reshape((batch, 1, 1))?;
+    unfused(qkv, divided, |_| Ok(Some(bias)))?.broadcast_mul(&any)
 }
 
 /// [`self_attention`] of whole grids of tokens, row by row, with relative positions; the tables must be for this grid.
@@ -313,11 +317,16 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_keys_is_refused() -> Result<()> {
+    fn an_image_without_keys_gets_zeros() -> Result<()> {
         let keep = Tensor::new(&[[1f32, 0.0], [0.0, 0.0]], &Device::Cpu)?;
-        let error =
-            self_attention(&random(&[2, 2, 12], 1)?, 2, Some(&keep)).unwrap_err().to_string();
-        assert!(error.contains("image 1 of the batch keeps no key"), "{error}");
+        let qkv = random(&[2, 2, 12], 1)?;
+        assert_twins("self_attention", 1e-5, std::slice::from_ref(&qkv), |t| {
+            self_attention(&t[0], 2, Some(&keep))
+        })?;
+        let y = self_attention(&qkv, 2, Some(&keep))?.get(1)?;
+        assert_eq!(y.to_vec2::<f32>()?, [[0.0; 4]; 2]);
+        let wrong = self_attention(&qkv, 2, Some(&keep.narrow(1, 0, 1)?)).unwrap_err();
+        assert!(wrong.to_string().contains("a key mask [2, 1] for 4 tokens"), "{wrong}");
         Ok(())
     }
 }

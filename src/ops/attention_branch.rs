@@ -4,8 +4,9 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::attention_tiles::{Heads, Layer, TableGradient, backward, forward};
-use super::branch::{add_bias, gradient_product, normalise, normalise_gradient, product};
+use super::attention_rows::Rows;
+use super::attention_tiles::{Heads, Layer, TableGradient, backward};
+use super::branch::{gradient_product, normalise_gradient};
 use super::host::{slice, values};
 use super::relative_position::{PlaceTable, RelativePosition};
 use super::rows::{for_row_blocks, scratch};
@@ -38,7 +39,8 @@ pub struct AttentionBranch {
 
 impl AttentionBranch {
     /// γ · proj(attention(qkv(LN x))), without the residual; `x`: `[B, N, C]`, with windows or relative positions the
-    /// tokens of `grid` (rows, columns) alone, row by row; `keep` as in [`self_attention`], for whole images without places.
+    /// tokens of `grid` (rows, columns) alone, row by row; `keep` as in [`self_attention`], where there are no relative
+    /// positions.
     ///
     /// A window that reaches over the edge is filled with zeros after the norm, so its padding is a key and a value (of the
     /// biases alone) like every token, as in ViTDet.
@@ -52,11 +54,7 @@ impl AttentionBranch {
         keep: Option<&Tensor>,
     ) -> Result<Tensor> {
         self.check(x, grid, keep)?;
-        let weights = self.weights();
-        if fusible(&[x])
-            && fusible(&weights)
-            && weights.iter().all(|w| !w.track_op() && w.is_contiguous())
-        {
+        if self.fusible(x) {
             return x.contiguous()?.apply_op1(self.fused(x, grid, keep)?);
         }
         let normed = layer_norm(x, &self.norm.0, &self.norm.1, self.eps)?;
@@ -64,7 +62,9 @@ impl AttentionBranch {
         let attended = match self.window {
             Some(size) => {
                 let qkv = qkv(&window_partition(&normed, grid, size)?)?;
-                window_unpartition(&self.attend(&qkv, (size, size), None)?, grid, size)?
+                let keep = keep.map(|keep| keep_in_windows(keep, grid, size)).transpose()?;
+                let attended = self.attend(&qkv, (size, size), keep.as_ref())?;
+                window_unpartition(&attended, grid, size)?
             }
             None => self.attend(&qkv(&normed)?, grid, keep)?,
         };
@@ -83,7 +83,12 @@ impl AttentionBranch {
         }
     }
 
-    fn check(&self, x: &Tensor, grid: (usize, usize), keep: Option<&Tensor>) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        x: &Tensor,
+        grid: (usize, usize),
+        keep: Option<&Tensor>,
+    ) -> Result<()> {
         let (_, tokens, channels) = x.dims3()?;
         let widths = [&self.norm.0, &self.norm.1, &self.proj.1].map(|t| t.elem_count());
         if widths != [channels; 3] || self.qkv.0.dims() != [3 * channels, channels] {
@@ -101,8 +106,10 @@ impl AttentionBranch {
                  windows or relative positions"
             );
         }
-        if keep.is_some() || self.window == Some(0) {
-            bail!("attention_branch: windows need a size, and no key of a window can be left out");
+        if self.window == Some(0) || (keep.is_some() && self.rel_pos.is_some()) {
+            bail!(
+                "attention_branch: windows need a size, and no key can be left out where positions tie all of them"
+            );
         }
         Ok(())
     }
@@ -114,9 +121,10 @@ impl AttentionBranch {
             Some(positions) => Some(PlaceTable::new(&positions.fitted(size)?)?),
             None => None,
         };
-        let sequences = match (self.window, &places) {
-            (None, None) => Sequences::images(batch, tokens, keep)?,
-            _ => Sequences::windows(batch, grid, size),
+        let sequences = self.sequences((batch, tokens), grid);
+        let sequences = match keep {
+            Some(keep) => sequences.keeping(keep)?,
+            None => sequences,
         };
         Ok(Fused {
             branch: self.clone(),
@@ -126,6 +134,26 @@ impl AttentionBranch {
             save: x.track_op(),
             saved: OnceLock::new(),
         })
+    }
+
+    /// Who attends to whom in `batch` images of `tokens` tokens.
+    pub(super) fn sequences(
+        &self,
+        (batch, tokens): (usize, usize),
+        grid: (usize, usize),
+    ) -> Sequences {
+        match (self.window, &self.rel_pos) {
+            (None, None) => Sequences::images(batch, tokens),
+            (None, Some(_)) => Sequences::windows(batch, grid, grid),
+            (Some(size), _) => Sequences::windows(batch, grid, (size, size)),
+        }
+    }
+
+    pub(super) fn fusible(&self, x: &Tensor) -> bool {
+        let weights = self.weights();
+        fusible(&[x])
+            && fusible(&weights)
+            && weights.iter().all(|w| !w.track_op() && w.is_contiguous())
     }
 
     fn weights(&self) -> Vec<&Tensor> {
@@ -158,18 +186,11 @@ impl CustomOp1 for Fused {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         count("attention_branch");
-        let (branch, channels) = (&self.branch, self.heads.channels());
-        let x = slice(x, layout)?;
-        let mut rows = scratch(x.len());
-        normalise(|i: usize| &x[i * channels..][..channels], &branch.norm, branch.eps, &mut rows)?;
-        let mut qkv = vec![0.0; 3 * x.len()];
-        product(&rows, &branch.qkv.0, &mut qkv)?;
-        add_bias(&mut qkv, &branch.qkv.1, None)?;
-        // The normalised rows are no longer needed: their buffer takes the attention's output.
-        let lse = forward(self.layer(&qkv, &values(&branch.qkv.1)?), &mut rows);
-        let mut y = vec![0.0; x.len()];
-        product(&rows, &branch.proj.0, &mut y)?;
-        add_bias(&mut y, &branch.proj.1, branch.gamma.as_ref())?;
+        let (x, channels) = (slice(x, layout)?, self.heads.channels());
+        let row = |i: usize| &x[i * channels..][..channels];
+        let padding = values(&self.branch.qkv.1)?;
+        let Rows { y, qkv, lse } =
+            self.branch.rows(row, &self.sequences, self.places.as_ref(), &padding)?;
         if self.save {
             self.saved.get_or_init(|| Saved { qkv, lse });
         }
@@ -222,6 +243,12 @@ impl Fused {
         });
         gradient_product(&scaled, &self.branch.proj.0, rows)
     }
+}
+
+/// What tokens may be keys, `[B, N]` → the same in windows, `[B · n, size²]`; padding always may.
+fn keep_in_windows(keep: &Tensor, grid: (usize, usize), size: usize) -> Result<Tensor> {
+    let left_out = keep.detach().affine(-1.0, 1.0)?.unsqueeze(2)?;
+    window_partition(&left_out, grid, size)?.squeeze(2)?.affine(-1.0, 1.0)
 }
 
 #[cfg(test)]
@@ -299,14 +326,21 @@ mod tests {
     fn fused_equals_composed_in_windows() -> Result<()> {
         // Grids of whole windows, with padding below, right and in both, and smaller than a window.
         for (grid, size) in [((28, 28), 14), ((10, 8), 4), ((9, 8), 4), ((9, 7), 4), ((3, 2), 4)] {
-            let x = random(&[2, grid.0 * grid.1, 96], 1)?;
+            let tokens = grid.0 * grid.1;
+            let x = random(&[2, tokens, 96], 1)?;
             let tables = [random(&[2 * size - 1, 32], 2)?, random(&[2 * size - 1, 32], 3)?];
             let tables = [&x, &tables[0], &tables[1]].map(Clone::clone);
             for window in [None, Some(size)] {
                 let branch = AttentionBranch { window, ..branch(96, 3, random)? };
-                assert_twins("attention_branch", 3e-5, &tables[..1], |t| {
-                    branch.forward(&t[0], grid, None)
-                })?;
+                // Every fifth token, and none in the upper left windows.
+                let kept = |i: usize| f32::from(u8::from(i % 5 == 3 && i % tokens >= tokens / 2));
+                let keep: Vec<f32> = (0..2 * tokens).map(kept).collect();
+                let keep = Tensor::from_vec(keep, (2, tokens), &Device::Cpu)?;
+                for keep in [None, Some(&keep)] {
+                    assert_twins("attention_branch", 3e-5, &tables[..1], |t| {
+                        branch.forward(&t[0], grid, keep)
+                    })?;
+                }
                 let branch = related(&branch, &tables);
                 assert_twins("attention_branch", 3e-5, &tables[..1], |t| {
                     branch.forward(&t[0], grid, None)

@@ -176,7 +176,7 @@ impl Head<'_> {
     }
 }
 
-/// Writes the attention of the `layer` to `y` `[tokens, C]`; returns ln Σ exp(score) for every query of every head of every
+/// Writes the attention of the `layer` to `y` `[tokens, C]`, zeros where a sequence has no key; returns ln Σ exp(score) for every query of every head of every
 /// sequence, one after the other.
 pub(crate) fn forward(layer: Layer, y: &mut [f32]) -> Vec<f32> {
     let mut lse = vec![0.0; layer.sequences.tokens() * layer.heads.count];
@@ -197,6 +197,11 @@ fn forward_head(head: &Head, lse: &mut [f32], y: &Columns) {
     let (mut k, mut v) = (scratch(width * keys), scratch(width * keys));
     let (mut q, mut out) = (scratch(tile * width), scratch(tile * width));
     let (mut weights, mut sums) = (scratch(tile * keys), scratch(tile));
+    if keys == 0 {
+        out.fill(0.0);
+        head.sequence.queries.iter().for_each(|&row| head.write_row(y, 0, row, &out, 1.0));
+        return;
+    }
     head.pack_columns(1, head.scale(), &mut k);
     head.pack_values(&mut v);
     for (i, (lse, rows)) in lse.chunks_mut(tile).zip(head.sequence.queries.chunks(tile)).enumerate()
@@ -287,6 +292,9 @@ fn backward_head(
     mut dtable: Option<&mut [f32]>,
 ) {
     let (width, keys, tile) = (head.layer.heads.width, head.sequence.keys.len(), head.tile());
+    if keys == 0 {
+        return; // zeros, whatever the queries are
+    }
     let (mut k, mut v) = (scratch(width * keys), scratch(width * keys));
     let (mut dk, mut dv) = (scratch(width * keys), scratch(width * keys));
     let (mut weights, mut dweights) = (scratch(tile * keys), scratch(tile * keys));

@@ -1,6 +1,6 @@
 //! Steps that the two half blocks share, on rows of f32 values on the CPU.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::values;
@@ -100,5 +100,44 @@ pub(crate) fn add_bias(y: &mut [f32], bias: &Tensor, gamma: Option<&Tensor>) -> 
             },
         );
     });
+    Ok(())
+}
+
+/// Writes x + branch of the `active` rows, and x of the others; `branch` has the active rows alone, in their order.
+pub(crate) fn add_rows(x: &[f32], active: &[u32], branch: &[f32], channels: usize) -> Vec<f32> {
+    let position = positions(active.iter().map(|&row| row as usize), x.len() / channels);
+    let mut y = vec![0.0; x.len()];
+    for_row_blocks(&mut y, channels, |first, block| {
+        for (i, y) in block.chunks_exact_mut(channels).enumerate() {
+            let x = &x[(first + i) * channels..][..channels];
+            match position[first + i] {
+                Some(at) => {
+                    let branch = &branch[at * channels..][..channels];
+                    y.iter_mut().zip(x).zip(branch).for_each(|((y, x), b)| *y = x + b);
+                }
+                None => y.copy_from_slice(x),
+            }
+        }
+    });
+    y
+}
+
+/// Where each of `rows` rows stands in the list.
+pub(crate) fn positions(list: impl Iterator<Item = usize>, rows: usize) -> Vec<Option<usize>> {
+    let mut position = vec![None; rows];
+    list.enumerate().for_each(|(at, row)| position[row] = Some(at));
+    position
+}
+
+/// Refuses row numbers beyond `rows` and repetitions, in the name of `op`.
+pub(crate) fn check_rows(op: &str, active: &[u32], rows: usize) -> Result<()> {
+    let mut seen = vec![false; rows];
+    for &row in active {
+        match seen.get_mut(row as usize) {
+            None => bail!("{op}: row {row} of {rows}"),
+            Some(true) => bail!("{op}: row {row} is listed twice"),
+            Some(free) => *free = true,
+        }
+    }
     Ok(())
 }

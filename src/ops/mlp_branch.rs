@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
+use super::branch::check_rows;
 use super::host::{slice, values};
 use super::mlp_rows::{Save, Saved};
 use super::{count, fusible, gelu, layer_norm, linear};
@@ -63,7 +64,7 @@ impl MlpBranch {
     pub fn gathered(&self, x: &Tensor, active: &[u32]) -> Result<Tensor> {
         let (batch, tokens, channels) = x.dims3()?;
         self.check(channels)?;
-        check_rows(active, batch * tokens)?;
+        check_rows("mlp_branch", active, batch * tokens)?;
         if active.is_empty() {
             return Ok(x.clone());
         }
@@ -111,18 +112,6 @@ impl MlpBranch {
             None => Ok(y),
         }
     }
-}
-
-fn check_rows(active: &[u32], rows: usize) -> Result<()> {
-    let mut seen = vec![false; rows];
-    for &row in active {
-        match seen.get_mut(row as usize) {
-            None => bail!("mlp_branch: row {row} of {rows}"),
-            Some(true) => bail!("mlp_branch: row {row} is listed twice"),
-            Some(free) => *free = true,
-        }
-    }
-    Ok(())
 }
 
 struct Fused {

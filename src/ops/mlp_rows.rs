@@ -7,7 +7,9 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use super::MlpBranch;
-use super::branch::{add_bias, gradient_product, normalise, normalise_gradient, product};
+use super::branch::{
+    add_bias, add_rows, gradient_product, normalise, normalise_gradient, positions, product,
+};
 use super::host::values;
 use super::rows::{for_row_blocks, scratch};
 use super::vector::{gelu, gelu_derivative, sum_of, vectorised};
@@ -73,21 +75,7 @@ impl MlpBranch {
             let input = |i: usize| &x[active[i] as usize * channels..][..channels];
             self.block(input, active.len(), Vec::new(), y)?;
         }
-        let position = positions(active.iter().map(|&row| row as usize), x.len() / channels);
-        let (mut y, branch) = (vec![0.0; x.len()], &*branch);
-        for_row_blocks(&mut y, channels, |first, block| {
-            for (i, y) in block.chunks_exact_mut(channels).enumerate() {
-                let x = &x[(first + i) * channels..][..channels];
-                match position[first + i] {
-                    Some(at) => {
-                        let branch = &branch[at * channels..][..channels];
-                        y.iter_mut().zip(x).zip(branch).for_each(|((y, x), b)| *y = x + b);
-                    }
-                    None => y.copy_from_slice(x),
-                }
-            }
-        });
-        Ok(y)
+        Ok(add_rows(x, active, &branch, channels))
     }
 
     /// The branch on `count` rows; where `keep` has a place for a row, its values before the activation go there.
@@ -226,13 +214,6 @@ fn scale_row(from: &[f32], scale: f32, gamma: Option<&[f32]>, to: &mut [f32]) {
         }
         None => to.iter_mut().zip(from).for_each(|(to, v)| *to = v * scale),
     }
-}
-
-/// Where each of `rows` rows stands in the list.
-fn positions(list: impl Iterator<Item = usize>, rows: usize) -> Vec<Option<usize>> {
-    let mut position = vec![None; rows];
-    list.enumerate().for_each(|(at, row)| position[row] = Some(at));
-    position
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod attention_branch;
+mod attention_rows;
 mod attention_tiles;
 mod batch_norm;
 mod box_decode;

@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::branch::positions;
+
 /// Tokens that attend to one another.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -9,11 +11,12 @@ pub(crate) struct Sequence {
     pub(crate) queries: Vec<usize>,
     /// Rows that are asked; `None` is a place of padding. In a grid of places they are all there, row by row.
     pub(crate) keys: Vec<Option<usize>>,
-    /// How many queries lie beside one another in one row of the grid.
+    /// How many queries lie beside one another in one row of the grid; of no meaning once queries were taken out.
     pub(crate) columns: usize,
 }
 
-/// All sequences of a batch. A token is a query of exactly one sequence and a key of at most that one.
+/// All sequences of a batch. A token is a query of exactly one sequence and a key of at most that one. What has no key
+/// gets zeros.
 #[derive(Debug)]
 pub(crate) struct Sequences {
     all: Vec<Sequence>,
@@ -22,31 +25,21 @@ pub(crate) struct Sequences {
 }
 
 impl Sequences {
-    /// `batch` images of `tokens` tokens without places; `keep` `[batch, tokens]`, 0 or 1, says which may be keys.
-    pub(crate) fn images(batch: usize, tokens: usize, keep: Option<&Tensor>) -> Result<Self> {
-        let image = |image: usize, kept: &dyn Fn(usize) -> bool| {
-            let first = image * tokens;
+    /// `batch` images of `tokens` tokens without places.
+    pub(crate) fn images(batch: usize, tokens: usize) -> Self {
+        let image = |image: usize| {
+            let rows = image * tokens..(image + 1) * tokens;
             Sequence {
-                queries: (first..first + tokens).collect(),
-                keys: (0..tokens).filter(|&i| kept(i)).map(|i| Some(first + i)).collect(),
+                queries: rows.clone().collect(),
+                keys: rows.map(Some).collect(),
                 columns: tokens,
             }
         };
-        let all = match keep {
-            None => (0..batch).map(|i| image(i, &|_| true)).collect(),
-            Some(keep) => {
-                if keep.dims() != [batch, tokens] {
-                    let dims = keep.dims();
-                    bail!("attention: a key mask {dims:?} for {batch} images of {tokens} tokens");
-                }
-                let keep = keep.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-                (0..batch).map(|i| image(i, &|token| keep[i][token] != 0.0)).collect::<Vec<_>>()
-            }
-        };
-        if let Some(image) = all.iter().position(|s: &Sequence| s.keys.is_empty()) {
-            bail!("attention: image {image} of the batch keeps no key");
+        Self {
+            all: (0..batch).map(image).collect(),
+            tokens: batch * tokens,
+            every_token_is_key: true,
         }
-        Ok(Self { all, tokens: batch * tokens, every_token_is_key: keep.is_none() })
     }
 
     /// `batch` grids of `height × width` tokens, cut into windows of `size` rows and columns from the upper left; windows
@@ -75,6 +68,42 @@ impl Sequences {
             .flat_map(|image| corners.clone().map(move |(top, left)| window(image, top, left)))
             .collect();
         Self { all, tokens: batch * height * width, every_token_is_key: true }
+    }
+
+    /// With those tokens alone as keys, beside padding, of which `keep` `[batch, N]` is not 0.
+    pub(crate) fn keeping(mut self, keep: &Tensor) -> Result<Self> {
+        if keep.elem_count() != self.tokens {
+            bail!("attention: a key mask {:?} for {} tokens", keep.dims(), self.tokens);
+        }
+        let keep = keep.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        for sequence in &mut self.all {
+            sequence.keys.retain(|key| key.is_none_or(|row| keep[row] != 0.0));
+        }
+        self.every_token_is_key = false;
+        Ok(self)
+    }
+
+    /// The tokens `rows` (none twice) among themselves and padding; there they are numbers 0, 1, … in the order of `rows`.
+    pub(crate) fn among(self, rows: &[u32]) -> Self {
+        let number = positions(rows.iter().map(|&row| row as usize), self.tokens);
+        let sequence = |sequence: Sequence| Sequence {
+            queries: sequence.queries.into_iter().filter_map(|row| number[row]).collect(),
+            keys: sequence
+                .keys
+                .into_iter()
+                .filter_map(|key| match key {
+                    None => Some(None),
+                    Some(row) => number[row].map(Some),
+                })
+                .collect(),
+            columns: 0,
+        };
+        let all: Vec<Sequence> = self.all.into_iter().map(sequence).collect();
+        Self {
+            all: all.into_iter().filter(|sequence| !sequence.queries.is_empty()).collect(),
+            tokens: rows.len(),
+            every_token_is_key: true,
+        }
     }
 
     /// One after the other.
@@ -110,11 +139,19 @@ mod tests {
     }
 
     #[test]
-    fn a_window_as_large_as_the_grid_is_the_image() -> Result<()> {
-        let (window, image) =
-            (Sequences::windows(1, (2, 3), (2, 3)), Sequences::images(1, 6, None)?);
+    fn a_window_as_large_as_the_grid_is_the_image() {
+        let (window, image) = (Sequences::windows(1, (2, 3), (2, 3)), Sequences::images(1, 6));
         let (window, image) = (window.iter().next().unwrap(), image.iter().next().unwrap());
         assert_eq!((&window.queries, &window.keys), (&image.queries, &image.keys));
-        Ok(())
+    }
+
+    #[test]
+    fn active_tokens_are_renumbered_and_empty_windows_vanish() {
+        // Of the windows {0, 1, 3, 4}, {2, 5}, {6, 7, 9, 10}, {8, 11} the second and third have active tokens.
+        let sequences = Sequences::windows(2, (2, 3), (2, 2)).among(&[5, 7, 9]);
+        let all: Vec<_> = sequences.iter().collect();
+        assert_eq!((all.len(), sequences.tokens()), (2, 3));
+        assert_eq!((&all[0].queries, &all[0].keys), (&vec![0], &vec![None, Some(0), None]));
+        assert_eq!((&all[1].queries, &all[1].keys), (&vec![1, 2], &vec![Some(1), Some(2)]));
     }
 }

@@ -1,11 +1,12 @@
 //! What is trained: the parts that tuning methods add to a frozen backbone.
 //!
-//! A method plugs into [`BlockTuning`], which a block owns and asks at the place where the method acts: the adapter
-//! acts beside the MLP. A method that acts elsewhere becomes a further field and a further call in `backbone::block`.
+//! A method plugs into [`BlockTuning`], which a block owns and asks at the place where the method acts: an adapter
+//! acts beside each part of the block that is dispatched. A method that acts elsewhere becomes a further field and a further call in `backbone::block`.
 
 use candle_core::{Result, Tensor};
 
-use crate::config::TuningConfig;
+use crate::config::{AdapterConfig, TuningConfig};
+use crate::dispatch::Site;
 use crate::params::Scope;
 use crate::rng::Stream;
 
@@ -18,7 +19,7 @@ pub use moe_adapter::MoeAdapter;
 /// What the tuning methods add to one block.
 #[derive(Debug, Clone)]
 pub struct BlockTuning {
-    adaptmlp: Option<AnyAdapter>,
+    adapters: Vec<(Site, AnyAdapter)>,
 }
 
 #[derive(Debug, Clone)]
@@ -28,44 +29,50 @@ enum AnyAdapter {
 }
 
 impl BlockTuning {
-    /// The parts below `scope` (`blocks.i`, trainable) for tokens of width `dim`.
+    /// The parts below `scope` (`blocks.i`, trainable) for tokens of width `dim`; adapters stand at `sites`.
     ///
     /// # Errors
     /// If the parameters exist with other shapes.
-    pub fn new(cfg: &TuningConfig, dim: usize, scope: &Scope) -> Result<Self> {
-        let adapter = |name: &str| match cfg.adapter {
-            None => Ok(None),
-            Some(cfg) if cfg.experts > 1 => {
-                Ok(Some(AnyAdapter::Experts(MoeAdapter::new(&cfg, dim, &scope.pp(name))?)))
-            }
-            Some(cfg) => Ok::<_, candle_core::Error>(Some(AnyAdapter::One(Adapter::new(
-                &cfg,
-                dim,
-                &scope.pp(name),
-            )?))),
+    pub fn new(cfg: &TuningConfig, sites: &[Site], dim: usize, scope: &Scope) -> Result<Self> {
+        let adapter = |cfg: &AdapterConfig, site: Site| {
+            let scope = scope.pp(format!("adapt{}", site.name()));
+            let adapter = match cfg.experts {
+                1 => AnyAdapter::One(Adapter::new(cfg, dim, &scope)?),
+                _ => AnyAdapter::Experts(MoeAdapter::new(cfg, dim, &scope)?),
+            };
+            Ok::<_, candle_core::Error>((site, adapter))
         };
-        Ok(Self { adaptmlp: adapter("adaptmlp")? })
+        let at_sites = |cfg| sites.iter().map(|&site| adapter(cfg, site)).collect();
+        Ok(Self { adapters: cfg.adapter.as_ref().map_or_else(|| Ok(Vec::new()), at_sites)? })
     }
 
     /// The same parts without gradients, sharing their storage.
     pub(crate) fn detached(&self) -> Self {
-        let adaptmlp = self.adaptmlp.as_ref().map(|adapter| match adapter {
+        let detached = |adapter: &AnyAdapter| match adapter {
             AnyAdapter::One(adapter) => AnyAdapter::One(adapter.detached()),
             AnyAdapter::Experts(adapter) => AnyAdapter::Experts(adapter.detached()),
-        });
-        Self { adaptmlp }
+        };
+        Self { adapters: self.adapters.iter().map(|(site, a)| (*site, detached(a))).collect() }
     }
 
-    /// What is added beside the MLP: A(x) of every token, `[B, N, C]`. Dropout draws from `streams`, one per image; none
-    /// outside training.
+    /// What is added beside `site`: A(x) of every token, `[B, N, C]`. Dropout draws from `streams(number)` of the block's
+    /// adapter `number`, one stream per image; none outside training.
     ///
     /// # Errors
     /// If the width of `x` is another one.
-    pub fn adapt_mlp(&self, x: &Tensor, streams: &mut [Stream]) -> Result<Option<Tensor>> {
-        match &self.adaptmlp {
-            None => Ok(None),
-            Some(AnyAdapter::One(adapter)) => adapter.forward(x, streams).map(Some),
-            Some(AnyAdapter::Experts(adapter)) => adapter.forward(x, streams).map(Some),
+    pub fn adapt(
+        &self,
+        site: Site,
+        x: &Tensor,
+        streams: impl FnOnce(u16) -> Vec<Stream>,
+    ) -> Result<Option<Tensor>> {
+        let Some(number) = self.adapters.iter().position(|(at, _)| *at == site) else {
+            return Ok(None);
+        };
+        let mut streams = streams(number as u16);
+        match &self.adapters[number].1 {
+            AnyAdapter::One(adapter) => adapter.forward(x, &mut streams).map(Some),
+            AnyAdapter::Experts(adapter) => adapter.forward(x, &mut streams).map(Some),
         }
     }
 }

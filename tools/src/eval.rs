@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use rescatter::config::Variant;
 use rescatter::data::coco::Detection;
 use rescatter::engine::Run;
 use rescatter_heads::TaskModel;
 use rescatter_heads::evaluation::{Evaluation, Scores};
+use rescatter_heads::kept::per_site;
 use rescatter_heads::run::Trained;
 
 use crate::trained::Checkpoint;
@@ -57,13 +59,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;
     } else {
-        print(&found, &mut out)?;
+        print(&found, trained.config.dispatch.variant, &mut out)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// A line per class, then the summary.
-fn print(found: &Evaluation, out: &mut impl Write) -> Result<()> {
+fn print(found: &Evaluation, variant: Variant, out: &mut impl Write) -> Result<()> {
     let percent =
         |share: Option<f64>| share.map_or("-".into(), |share| format!("{:.2}", 100.0 * share));
     match &found.scores {
@@ -94,10 +96,9 @@ fn print(found: &Evaluation, out: &mut impl Write) -> Result<()> {
     for (name, value) in found.figures() {
         writeln!(out, "{name:<28} {:>8}", percent(Some(value)))?;
     }
-    if !found.kept_per_layer.is_empty() {
-        let layers: Vec<_> =
-            found.kept_per_layer.iter().map(|share| percent(Some(*share))).collect();
-        writeln!(out, "{:<28} {}", "kept per layer", layers.join(" "))?;
+    for (what, shares) in per_site(variant, &found.kept_per_layer) {
+        let layers: Vec<_> = shares.iter().map(|share| percent(Some(*share))).collect();
+        writeln!(out, "{what:<28} {}", layers.join(" "))?;
     }
     writeln!(out, "{:<28} {:>8}", "images", found.images)?;
     writeln!(out, "{:<28} {:>8.1}", "ms per image", 1e3 * found.seconds_per_image)?;

@@ -33,23 +33,21 @@ pub(crate) struct Args {
 /// Runs `rescatter flops`.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let config: Config = rescatter::config::load::load(&args.config, &args.overrides)?;
-    let pass = Pass {
-        size: match &args.size {
-            Some(text) => parse_size(text)?,
-            None => default_size(&config)?,
-        },
-        kept: args.kept.unwrap_or(default_kept(&config)),
-        classes: task::class_names(&config)?.len(),
+    let size = match &args.size {
+        Some(text) => parse_size(text)?,
+        None => default_size(&config)?,
     };
-    if !(0.0..=1.0).contains(&pass.kept) {
-        bail!("--kept is a share between 0 and 1, got {}", pass.kept);
+    let kept = args.kept.unwrap_or(default_kept(&config));
+    if !(0.0..=1.0).contains(&kept) {
+        bail!("--kept is a share between 0 and 1, got {kept}");
     }
-    let count = count(&config, pass)?;
+    let classes = task::class_names(&config)?.len();
+    let count = count(&config, Pass { size, kept: &[kept], classes })?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        print_json(&mut out, &count, pass)?
+        print_json(&mut out, &count, size, kept)?
     } else {
-        print_table(&mut out, &count, pass)?
+        print_table(&mut out, &count, size, kept)?
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -86,8 +84,12 @@ fn default_kept(config: &Config) -> f64 {
     }
 }
 
-fn print_table(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::Result<()> {
-    let Pass { size: (height, width), kept, .. } = pass;
+fn print_table(
+    out: &mut impl Write,
+    count: &FlopCount,
+    (height, width): (usize, usize),
+    kept: f64,
+) -> std::io::Result<()> {
     writeln!(out, "{height}×{width} pixels, {:.1} % of the tokens kept", 100.0 * kept)?;
     writeln!(out, "{:<36} {:>15} {:>15}", "", "GMACs nominal", "GMACs executed")?;
     for part in &count.parts {
@@ -108,7 +110,12 @@ fn print_table(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::
     )
 }
 
-fn print_json(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::Result<()> {
+fn print_json(
+    out: &mut impl Write,
+    count: &FlopCount,
+    size: (usize, usize),
+    kept: f64,
+) -> std::io::Result<()> {
     let part = |part: &rescatter::dispatch::flops::Part| {
         json!({
             "name": part.name,
@@ -117,8 +124,8 @@ fn print_json(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::R
         })
     };
     let report = json!({
-        "size": [pass.size.0, pass.size.1],
-        "kept": pass.kept,
+        "size": [size.0, size.1],
+        "kept": kept,
         "nominal_gmacs": count.nominal_gmacs(),
         "executed_gmacs": count.executed_gmacs(),
         "parts": count.parts.iter().map(part).collect::<Vec<_>>(),

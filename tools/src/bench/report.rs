@@ -3,8 +3,10 @@
 use std::io::Write;
 
 use anyhow::Result;
+use rescatter::config::Variant;
 use rescatter::dispatch;
 use rescatter_heads::flops;
+use rescatter_heads::kept::per_site;
 use rescatter_heads::run::Trained;
 use serde::Serialize;
 
@@ -38,6 +40,8 @@ pub(super) struct Report {
     /// Share of the patch tokens that the skipping model works on.
     kept: f64,
     kept_per_layer: Vec<f64>,
+    #[serde(skip)]
+    variant: Variant,
     backbone: Comparison,
     whole: Comparison,
 }
@@ -73,7 +77,7 @@ impl Report {
     ) -> Result<Self> {
         let Sides { dense, skipping } = sides;
         let line = |side: &Side, part: Part, seconds: &[f64]| -> Result<Figures> {
-            let gmacs = gmacs(trained, size, side.kept, part)?;
+            let gmacs = gmacs(trained, size, &side.kept_per_layer, part)?;
             Ok(Figures::new(batch, seconds, gmacs, side.peak_memory_bytes))
         };
         Ok(Self {
@@ -92,6 +96,7 @@ impl Report {
             ),
             kept: skipping.kept,
             kept_per_layer: skipping.kept_per_layer,
+            variant: trained.config.dispatch.variant,
         })
     }
 
@@ -131,14 +136,12 @@ impl Report {
                 )?;
             }
         }
-        let layers: Vec<_> =
-            self.kept_per_layer.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
-        writeln!(
-            out,
-            "kept: {:.1} % of the patch tokens; per layer {}",
-            100.0 * self.kept,
-            layers.join(" ")
-        )?;
+        writeln!(out, "kept: {:.1} % of the patch tokens", 100.0 * self.kept)?;
+        for (what, shares) in per_site(self.variant, &self.kept_per_layer) {
+            let layers: Vec<_> =
+                shares.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
+            writeln!(out, "{what}: {}", layers.join(" "))?;
+        }
         Ok(())
     }
 }
@@ -186,7 +189,7 @@ enum Part {
 }
 
 /// 10⁹ multiply-adds of one image, nominal and executed.
-fn gmacs(trained: &Trained, size: (usize, usize), kept: f64, part: Part) -> Result<(f64, f64)> {
+fn gmacs(trained: &Trained, size: (usize, usize), kept: &[f64], part: Part) -> Result<(f64, f64)> {
     let config = &trained.config;
     let count = match part {
         Part::Whole => {

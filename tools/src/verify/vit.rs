@@ -21,13 +21,8 @@ struct Net {
 }
 
 impl Net {
-    /// `None` if the file's dispatch is not supported yet.
-    fn new(fixture: &Fixture, taps: &[usize]) -> Result<Option<Self>> {
-        let variant = match fixture.hyper::<String>("dispatch")?.as_str() {
-            "none" => Variant::None,
-            "mlp" => Variant::Mlp,
-            _ => return Ok(None),
-        };
+    fn new(fixture: &Fixture, taps: &[usize]) -> Result<Self> {
+        let variant: Variant = fixture.hyper("dispatch")?;
         let [height, width]: [usize; 2] = fixture.hyper("img_size")?;
         let patch_size: usize = fixture.hyper("patch_size")?;
         let dim: usize = fixture.hyper("dim")?;
@@ -63,7 +58,7 @@ impl Net {
             scope.param("weight", (classes, dim), Init::Const(0.0))?,
             scope.param("bias", classes, Init::Const(0.0))?,
         );
-        Ok(Some(Self { vit, head, store }))
+        Ok(Self { vit, head, store })
     }
 
     /// Tokens after the final norm `[B, N, C]`, class logits `[B, K]` and who worked where.
@@ -73,17 +68,22 @@ impl Net {
         let logits = ops::linear(&class_token, &self.head.0, Some(&self.head.1))?;
         Ok((features.tokens, logits, features.kept))
     }
-}
 
-fn insert_masks(kept: &KeptStats, outputs: &mut Outputs) {
-    for (i, layer) in kept.layers.iter().enumerate() {
-        outputs.insert(format!("output.mask.{i}"), layer.mask.clone());
+    /// What the files call the dispatchers: `0`, or `attn.0`.
+    fn dispatchers(&self) -> Vec<String> {
+        self.vit.dispatch().variant.dispatcher_names(self.vit.dims().depth)
+    }
+
+    fn insert_masks(&self, kept: &KeptStats, outputs: &mut Outputs) {
+        for (name, layer) in self.dispatchers().iter().zip(&kept.layers) {
+            outputs.insert(format!("output.mask.{name}"), layer.mask.clone());
+        }
     }
 }
 
 /// `dyt_vit`: inference, skipped tokens gathered away.
 pub(super) fn evaluation(fixture: &Fixture) -> Result<Option<Outputs>> {
-    let Some(net) = Net::new(fixture, &[])? else { return Ok(None) };
+    let net = Net::new(fixture, &[])?;
     fixture.load_into(&net.store)?;
     let image = fixture.input("image")?;
     let mut outputs = Outputs::new();
@@ -92,9 +92,9 @@ pub(super) fn evaluation(fixture: &Fixture) -> Result<Option<Outputs>> {
         Ok(())
     })?;
     let (norm, logits, kept) = net.logits(&image, &Pass::Infer)?;
-    insert_masks(&kept, &mut outputs);
-    for (i, layer) in kept.layers.iter().enumerate() {
-        outputs.insert(format!("output.dispatch_logit.{i}"), layer.logit.clone());
+    net.insert_masks(&kept, &mut outputs);
+    for (name, layer) in net.dispatchers().iter().zip(&kept.layers) {
+        outputs.insert(format!("output.dispatch_logit.{name}"), layer.logit.clone());
     }
     outputs.insert("output.norm".into(), norm);
     outputs.insert("output.logits".into(), logits);
@@ -103,12 +103,12 @@ pub(super) fn evaluation(fixture: &Fixture) -> Result<Option<Outputs>> {
 
 /// `dyt_vit_train`: one step with given noise, the complete model and all four losses.
 pub(super) fn training(fixture: &Fixture) -> Result<Option<Outputs>> {
-    let Some(net) = Net::new(fixture, &[])? else { return Ok(None) };
+    let net = Net::new(fixture, &[])?;
     fixture.load_into(&net.store)?;
     let (image, labels) = (fixture.input("image")?, fixture.input("labels")?.to_dtype(DType::U32)?);
-    let noise = (0..net.vit.dispatchers())
-        .map(|i| fixture.input(&format!("noise.{i}")))
-        .collect::<Result<Vec<_>>>()?;
+    let names = net.dispatchers();
+    let noise = names.iter().map(|name| fixture.input(&format!("noise.{name}")));
+    let noise = noise.collect::<Result<Vec<_>>>()?;
     let tau: f64 = fixture.hyper("tau")?;
     let (_, student, kept) = net.logits(&image, &Pass::GivenNoise { noise: &noise, tau })?;
     let (rng, world) = (Rng::new(0), World::SINGLE);
@@ -141,11 +141,11 @@ pub(super) fn training(fixture: &Fixture) -> Result<Option<Outputs>> {
     let losses = Losses { terms, logits: None };
     let loss = losses.total(&losses.counts())?;
     fixture.collect_grads(&net.store, &loss.backward()?, &mut outputs)?;
-    insert_masks(&kept, &mut outputs);
-    for (i, (layer, noise)) in kept.layers.iter().zip(&noise).enumerate() {
+    net.insert_masks(&kept, &mut outputs);
+    for ((name, layer), noise) in names.iter().zip(&kept.layers).zip(&noise) {
         let soft = ((&layer.logit + noise)? / tau)?;
         let soft = (soft.neg()?.exp()? + 1.0)?.recip()?;
-        outputs.insert(format!("output.soft.{i}"), soft);
+        outputs.insert(format!("output.soft.{name}"), soft);
     }
     outputs.insert("output.loss".into(), loss);
     outputs.insert("output.student_logits".into(), student);
@@ -156,14 +156,14 @@ pub(super) fn training(fixture: &Fixture) -> Result<Option<Outputs>> {
 /// `dense_features`: the tapped maps and the pyramid over them.
 pub(super) fn dense_features(fixture: &Fixture) -> Result<Option<Outputs>> {
     let taps: [usize; 4] = fixture.hyper("out_indices")?;
-    let Some(net) = Net::new(fixture, &taps)? else { return Ok(None) };
+    let net = Net::new(fixture, &taps)?;
     let pyramid = DytPyramid::new(fixture.hyper("dim")?, &net.store.root())?;
     fixture.load_into(&net.store)?;
     let features = net.vit.forward(&fixture.input("image")?, &Pass::Infer)?;
     let maps: [Tensor; 4] = features.maps.try_into().ok().context("four taps give four maps")?;
     let levels = pyramid.forward(&maps)?;
     let mut outputs = Outputs::new();
-    insert_masks(&features.kept, &mut outputs);
+    net.insert_masks(&features.kept, &mut outputs);
     for (k, (map, level)) in maps.into_iter().zip(levels).enumerate() {
         outputs.insert(format!("output.feature.{k}"), map);
         outputs.insert(format!("output.pyramid.{k}"), level);

@@ -22,17 +22,24 @@ pub(super) struct Args {
     checkpoint: Choice,
 }
 
+/// The value of `--checkpoint`.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Choice {
+pub(super) enum Choice {
     Best,
     Last,
 }
 
+impl From<Choice> for Which {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::Best => Self::Best,
+            Choice::Last => Self::Last,
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
-    let which = match args.checkpoint {
-        Choice::Best => Which::Best,
-        Choice::Last => Which::Last,
-    };
+    let which = args.checkpoint.into();
     // Averages take the place of the weights, and thresholds that the checkpoint lacks are calibrated.
     let trained = Trained::open(&args.run, which, &[])?.calibrated()?;
     let meta = deployed(&trained, known(&args.run, which)?)?;
@@ -42,7 +49,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn known(run: &Path, which: Which) -> Result<Meta> {
+/// What the checkpoint of a run, or an exported file, says of itself.
+pub(super) fn known(run: &Path, which: Which) -> Result<Meta> {
+    if run.is_file() {
+        return Ok(Checkpoint::read(run)?.meta);
+    }
     let run = Run::open(run)?;
     let path = match which {
         Which::Best => run.best_path(),
@@ -52,7 +63,7 @@ fn known(run: &Path, which: Which) -> Result<Meta> {
 }
 
 /// The metadata without what only this machine knows, with the thresholds that the model runs with.
-fn deployed(trained: &Trained, mut meta: Meta) -> Result<Meta> {
+pub(super) fn deployed(trained: &Trained, mut meta: Meta) -> Result<Meta> {
     let mut config = trained.config.clone();
     config.backbone.weights = None;
     meta.config = load::to_yaml(&config)?;
