@@ -25,7 +25,10 @@ pub use train::{
     PolyConfig, Precision, ScheduleConfig, SgdConfig, TrainConfig,
 };
 pub use transforms::TransformConfig;
-pub use tuning::{AdapterConfig, BackboneTuning, TuningConfig};
+pub use tuning::{
+    AdapterConfig, BackboneTuning, Ia3Config, LoraConfig, LoraTarget, MemoryConfig, Placement,
+    RlrrConfig, RlrrInit, SsfConfig, TuningConfig, VptConfig,
+};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
