@@ -805,6 +805,7 @@ train: {{ iterations: 7, batch_size: 1 }}
         evaluated: Some(7),
         backbone: BackboneFile::of(&config.backbone, model.params()).unwrap(),
         classes: vec!["a".into(), "b".into(), "c".into()],
+        earlier: Vec::new(),
         seconds: 1.0,
         config: load::to_yaml(&config).unwrap(),
     };

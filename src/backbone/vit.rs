@@ -230,6 +230,11 @@ impl Vit {
         self.trunks.trained().added.is_some()
     }
 
+    /// Rows and columns of patches that the position embedding is for.
+    pub fn grid(&self) -> (usize, usize) {
+        self.grid
+    }
+
     /// Class, register and prompt tokens before the patches.
     pub fn prefix(&self) -> usize {
         self.prefix
