@@ -130,7 +130,7 @@ fn randomise<H>(model: &Model<H>, seed: u64) -> Result<()> {
     for (i, (name, param)) in model.params.all().into_iter().enumerate() {
         let seed = match param.role {
             Role::Trainable => seed,
-            Role::Frozen => 0,
+            Role::Frozen | Role::Kept => 0,
             Role::Buffer => continue,
         };
         let mut stream = Rng::new(seed).stream(Purpose::Init, i as u64, 0);

@@ -26,12 +26,21 @@ pub enum Pool {
     Mean,
 }
 
-/// One linear layer with timm's name, `head`.
+/// One linear layer: `head`, timm's name; of an added task t `heads.t`.
 #[derive(Debug)]
 pub struct ClassifierHead {
-    pool: Pool,
+    source: Source,
     weight: Tensor,
     bias: Tensor,
+}
+
+/// What the linear layer sees.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// The model's own tokens.
+    Pooled(Pool),
+    /// The class token of the added task with this number, from 1.
+    Added(usize),
 }
 
 impl ClassifierHead {
@@ -45,14 +54,21 @@ impl ClassifierHead {
         classes: usize,
         root: &Scope,
     ) -> Result<Self> {
-        let scope = root.pp("head");
-        let weight =
-            scope.param("weight", (classes, spec.channels), Init::TruncatedNormal(0.02))?;
-        Ok(Self {
-            pool: config.pool,
-            weight,
-            bias: scope.param("bias", classes, Init::Const(0.0))?,
-        })
+        Self::at(Source::Pooled(config.pool), spec, classes, &root.pp("head"))
+    }
+
+    /// For the `classes` classes of the added task number `task`, from 1, on its class token.
+    ///
+    /// # Errors
+    /// If the scope holds one of the parameters with another shape.
+    pub fn added(task: usize, spec: &FeatureSpec, classes: usize, root: &Scope) -> Result<Self> {
+        Self::at(Source::Added(task), spec, classes, &root.pp("heads").pp(task))
+    }
+
+    fn at(source: Source, spec: &FeatureSpec, classes: usize, scope: &Scope) -> Result<Self> {
+        let init = Init::TruncatedNormal(0.02);
+        let weight = scope.param("weight", (classes, spec.channels), init)?;
+        Ok(Self { source, weight, bias: scope.param("bias", classes, Init::Const(0.0))? })
     }
 
     /// Logits `[B, K]`.
@@ -60,12 +76,16 @@ impl ClassifierHead {
     /// # Errors
     /// If the class token is wanted and there is none, or the widths differ.
     pub fn forward(&self, features: &Features) -> Result<Tensor> {
-        let pooled = match self.pool {
-            Pool::Cls if features.prefix == 0 => {
+        let pooled = match self.source {
+            Source::Added(task) => match features.added.get(task.wrapping_sub(1)) {
+                Some(token) => token.clone(),
+                None => bail!("the backbone has no added task {task}"),
+            },
+            Source::Pooled(Pool::Cls) if features.prefix == 0 => {
                 bail!("`pool: cls` needs a class token, the backbone has none")
             }
-            Pool::Cls => features.tokens.narrow(1, 0, 1)?.squeeze(1)?,
-            Pool::Mean => {
+            Source::Pooled(Pool::Cls) => features.tokens.narrow(1, 0, 1)?.squeeze(1)?,
+            Source::Pooled(Pool::Mean) => {
                 let patches = features.tokens.dim(1)? - features.prefix;
                 features.tokens.narrow(1, features.prefix, patches)?.mean(1)?
             }

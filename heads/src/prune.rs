@@ -1,10 +1,9 @@
 //! Leaving out what a data set never activates (\[DyT\] Fig. 5).
 
 use rescatter::backbone::Dims;
-use rescatter::params::ParamStore;
 use rescatter::{Error, Result};
 
-use crate::{Config, TaskModel, Trained};
+use crate::{Config, Trained};
 
 /// What one dispatcher's part of a block is worth to the images that were looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +42,6 @@ impl Trained {
     /// If there are no such dispatchers.
     pub fn pruned(&self, numbers: &[usize]) -> Result<Self> {
         let mut config = self.config.clone();
-        config.backbone.weights = None;
         config.dispatch.pruned.extend(numbers);
         config.dispatch.pruned.sort_unstable();
         config.dispatch.pruned.dedup();
@@ -52,23 +50,8 @@ impl Trained {
             let reason = format!("{numbers:?} are not all among the {count} learned dispatchers");
             return Err(Error::usage(reason));
         }
-        let model = TaskModel::new(&config, self.classes.len(), self.model.params().device())?;
-        copy(self.model.params(), model.params())?;
-        if let Some(thresholds) = self.model.backbone().thresholds() {
-            model.backbone().set_thresholds(thresholds);
-        }
-        Ok(Self { config, model, classes: self.classes.clone(), step: self.step })
+        self.rebuilt(config)
     }
-}
-
-/// All parameters of `to`.
-fn copy(from: &ParamStore, to: &ParamStore) -> Result<()> {
-    for (name, _) in to.all() {
-        if let Some(param) = from.get(&name) {
-            to.set(&name, &param.var.as_detached_tensor())?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use candle_core::{Result, Tensor};
 use super::attention::{attention_branch, detached_attention};
 use super::mlp::{detached_mlp, mlp_branch};
 use super::{Dims, Pass};
-use crate::config::{DispatchConfig, TuningConfig};
+use crate::config::DispatchConfig;
 use crate::dispatch::{Active, Dispatcher, Gate, Selector, Site};
 use crate::ops::{self, AttentionBranch, MlpBranch};
 use crate::params::Scope;
 use crate::rng::{Purpose, Stream};
-use crate::tuning::BlockTuning;
+use crate::tuning::{AddedTasks, BlockTuning, Layer, Pair};
 
 /// One transformer block.
 pub(crate) struct Block {
@@ -25,6 +25,7 @@ pub(crate) struct Block {
 }
 
 /// A part of the block that tokens pass, and which of them.
+#[derive(Clone)]
 pub(crate) struct Stage {
     site: Site,
     /// Who passes it.
@@ -32,19 +33,19 @@ pub(crate) struct Stage {
 }
 
 impl Block {
-    /// Block `index` at `scope` (`blocks.i`), whose role decides whether the pretrained weights are trained.
+    /// Block `index` at `scope` (`blocks.i`), whose role decides whether the pretrained weights are trained, with what
+    /// `tuning` adds to it.
     pub(super) fn new(
         index: usize,
         dims: &Dims,
         dispatch: &DispatchConfig,
-        tuning: &TuningConfig,
+        tuning: BlockTuning,
         scope: &Scope,
     ) -> Result<Self> {
         let added = scope.trainable();
-        let (sites, variant) = (dispatch.variant.sites(), dispatch.variant);
         let stage =
             |&site: &Site| Ok(Stage { site, gate: gate(index, site, dims.dim, dispatch, &added)? });
-        let stages = sites.iter().map(stage).collect::<Result<Vec<_>>>()?;
+        let stages = dispatch.variant.sites().iter().map(stage).collect::<Result<Vec<_>>>()?;
         let works = |half: Site| {
             let pruned = stages.iter().filter(|stage| matches!(stage.gate, Gate::Shut));
             !pruned.map(|stage| stage.site).any(|site| site == half || site == Site::Layer)
@@ -55,7 +56,7 @@ impl Block {
             index: index as u16,
             attn: attn.transpose()?,
             mlp: mlp.transpose()?,
-            tuning: BlockTuning::new(tuning, variant.adapted(), dims.dim, &added)?,
+            tuning,
             stages,
             drop_path: dims.drop_path * index as f64 / (dims.depth - 1).max(1) as f64,
         })
@@ -73,6 +74,76 @@ impl Block {
         }
     }
 
+    /// The same block on the weights that its tuning makes of its own.
+    pub(super) fn tuned(&self) -> Result<Self> {
+        let effective = |layer: Layer, pair: &Pair| self.tuning.effective(layer, pair);
+        let attn = |attn: &AttentionBranch| -> Result<AttentionBranch> {
+            Ok(AttentionBranch {
+                norm: effective(Layer::Norm1, &attn.norm)?,
+                qkv: effective(Layer::Qkv, &attn.qkv)?,
+                proj: effective(Layer::Proj, &attn.proj)?,
+                ..attn.clone()
+            })
+        };
+        let mlp = |mlp: &MlpBranch| -> Result<MlpBranch> {
+            Ok(MlpBranch {
+                norm: effective(Layer::Norm2, &mlp.norm)?,
+                fc1: effective(Layer::Fc1, &mlp.fc1)?,
+                fc2: effective(Layer::Fc2, &mlp.fc2)?,
+                ..mlp.clone()
+            })
+        };
+        Ok(Self {
+            attn: self.attn.as_ref().map(attn).transpose()?,
+            mlp: self.mlp.as_ref().map(mlp).transpose()?,
+            tuning: self.tuning.clone(),
+            stages: self.stages.clone(),
+            ..*self
+        })
+    }
+
+    /// The weights that tuning may change, by their names in the block.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static str, &Pair)> {
+        let attn = self.attn.iter().flat_map(|attn| {
+            [("norm1", &attn.norm), ("attn.qkv", &attn.qkv), ("attn.proj", &attn.proj)]
+        });
+        let mlp = self
+            .mlp
+            .iter()
+            .flat_map(|mlp| [("norm2", &mlp.norm), ("mlp.fc1", &mlp.fc1), ("mlp.fc2", &mlp.fc2)]);
+        attn.chain(mlp)
+    }
+
+    /// What the block adds to its tokens.
+    pub(super) fn tuning(&self) -> &BlockTuning {
+        &self.tuning
+    }
+
+    /// The class tokens of added tasks before the block → after it; `x` `[B, N, C]` are the block's own tokens before it.
+    /// There are added tasks only where all tokens attend.
+    pub(super) fn read(
+        &self,
+        tasks: &AddedTasks,
+        x: &Tensor,
+        own: &[Tensor],
+    ) -> Result<Vec<Tensor>> {
+        let answers = match &self.attn {
+            Some(attn) => {
+                tasks.attend(attn, usize::from(self.index), &self.tuning.enter(x)?, own)?
+            }
+            None => own.iter().map(Tensor::zeros_like).collect::<Result<_>>()?,
+        };
+        let after = |(token, answer): (&Tensor, Tensor)| {
+            let x = (token + answer)?;
+            let y = match &self.mlp {
+                Some(mlp) => (&x + mlp.forward(&x, None)?)?,
+                None => x.clone(),
+            };
+            self.tuning.adapt(Site::Mlp, &x, y, |_| Vec::new())
+        };
+        own.iter().zip(answers).map(after).collect()
+    }
+
     /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `grid` (rows, columns).
     pub(super) fn forward(
         &self,
@@ -80,7 +151,8 @@ impl Block {
         grid: (usize, usize),
         selector: &mut Selector,
     ) -> Result<Tensor> {
-        self.stages().try_fold(x.clone(), |x, stage| self.pass(stage, &x, grid, selector))
+        let x = self.tuning.enter(x)?;
+        self.stages().try_fold(x, |x, stage| self.pass(stage, &x, grid, selector))
     }
 
     /// What tokens pass, one after the other.
@@ -103,10 +175,7 @@ impl Block {
             Site::Layer => self.whole(x, grid, &active, pass)?,
         };
         let streams = |number| self.streams(Purpose::Dropout, number, pass);
-        match self.tuning.adapt(stage.site, x, streams)? {
-            Some(adapted) => y + adapted,
-            None => Ok(y),
-        }
+        self.tuning.adapt(stage.site, x, y, streams)
     }
 
     /// x + m·Attn(x), with the active tokens alone as keys.
@@ -119,7 +188,7 @@ impl Block {
     ) -> Result<Tensor> {
         let Some(attn) = &self.attn else { return Ok(x.clone()) };
         match active {
-            Active::All => x + self.dropped(attn.forward(x, grid, None)?, 0, pass)?,
+            Active::All => x + self.dropped(self.tuning.attend(attn, x, grid)?, 0, pass)?,
             Active::Masked(mask) => {
                 let attended = attn.forward(x, grid, Some(&mask.detach()))?;
                 x + self.dropped(masked(&attended, mask)?, 0, pass)?

@@ -6,6 +6,8 @@ use super::{
 };
 use crate::dispatch::Site;
 
+mod tuning;
+
 type Check = std::result::Result<(), String>;
 
 /// Whether the values of `config` make sense; the error is one sentence that names the key.
@@ -14,11 +16,7 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
     backbone(&config.backbone)?;
     dispatch(&config.dispatch)?;
     dispatched_places(&config.dispatch, &config.backbone)?;
-    if let Some(adapter) = &config.tuning.adapter {
-        require(adapter.bottleneck > 0, "tuning.adapter.bottleneck", "must be at least 1")?;
-        require(adapter.experts > 0, "tuning.adapter.experts", "must be at least 1")?;
-        share(adapter.dropout, "tuning.adapter.dropout")?;
-    }
+    tuning::check(&config.tuning, &config.dispatch, &config.backbone)?;
     split(&config.data.train, "data.train")?;
     split(&config.data.val, "data.val")?;
     for (value, key) in [

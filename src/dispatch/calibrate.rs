@@ -47,15 +47,14 @@ struct Cut {
 /// Goes dispatcher by dispatcher; `choose(number, logits)` fixes a threshold before the tokens that it lets pass work.
 fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
     let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
-    let prefix = vit.dims().prefix();
+    let (prefix, trunk) = (vit.prefix(), vit.inference()?);
     let embed = |images: &Tensor| -> Result<_> {
-        let ((x, padded), (_, _, height, width)) = (vit.embed(images)?, images.dims4()?);
+        let ((x, padded), (_, _, height, width)) = (vit.embed(images, &trunk)?, images.dims4()?);
         Ok((x.detach(), padded, vit.dims().grid((height, width))))
     };
     let mut tokens = batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
-    let stages =
-        vit.inference_blocks().iter().flat_map(|block| block.stages().map(move |s| (block, s)));
+    let stages = trunk.blocks.iter().flat_map(|block| block.stages().map(move |s| (block, s)));
     for (block, stage) in stages {
         if let Gate::Open = stage.gate {
             for (x, padded, _) in &mut tokens {

@@ -3,6 +3,7 @@
 use super::Site;
 use crate::backbone::Dims;
 use crate::config::{DispatchConfig, TuningConfig};
+use crate::tuning;
 
 /// The multiply-adds of one forward pass over one image, part by part.
 ///
@@ -54,7 +55,8 @@ pub fn backbone(
 ) -> FlopCount {
     let grid = dims.padded_grid(size);
     let patches = (grid.0 * grid.1) as f64;
-    let tokens = patches + dims.prefix() as f64;
+    let prefix = (dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens)) as f64;
+    let tokens = patches + prefix;
     let (dim, depth, hidden) = (dims.dim as f64, dims.depth as f64, dims.hidden as f64);
     let mut count = FlopCount::default();
     let embedding = patches * dim * 3.0 * (dims.patch * dims.patch) as f64;
@@ -62,7 +64,7 @@ pub fn backbone(
     // Tokens that pass a half of a block.
     let active = |block: usize, half: Site| match share(dispatch, kept, (block, half)) {
         Passing::Nobody => 0.0,
-        Passing::Share(share) => dims.prefix() as f64 + share * patches,
+        Passing::Share(share) => prefix + share * patches,
     };
     attention(&mut count, dims, grid, |block| active(block, Site::Attention) / tokens);
     let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
@@ -80,6 +82,7 @@ pub fn backbone(
             same("routers and merging", adapters * experts * (dim + 2.0 * dim * width));
         }
     }
+    tuning::flops::count(&mut count, dims, tuning, tokens);
     count
 }
 

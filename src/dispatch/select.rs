@@ -19,7 +19,7 @@ pub enum Active {
 }
 
 /// Who passes a part of a block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Gate {
     /// Every token.
     Open,

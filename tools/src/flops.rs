@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use candle_core::Device;
 use rescatter::Error;
 use rescatter::config::{EvalMode, Inference, TransformConfig, Variant};
 use rescatter::dispatch::flops::FlopCount;
+use rescatter::model::TrainedParts;
+use rescatter_heads::extension::Base;
 use rescatter_heads::flops::{Pass, count};
-use rescatter_heads::{Config, task};
+use rescatter_heads::{Config, TaskModel, task};
 use serde_json::json;
 
 /// Arguments of `rescatter flops`.
@@ -32,7 +35,8 @@ pub(crate) struct Args {
 
 /// Runs `rescatter flops`.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let config: Config = rescatter::config::load::load(&args.config, &args.overrides)?;
+    let mut config: Config = rescatter::config::load::load(&args.config, &args.overrides)?;
+    let base = Base::open(&mut config)?;
     let size = match &args.size {
         Some(text) => parse_size(text)?,
         None => default_size(&config)?,
@@ -43,13 +47,23 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let classes = task::class_names(&config)?.len();
     let count = count(&config, Pass { size, kept: &[kept], classes })?;
+    let trained = trained(config, base.as_ref(), classes)?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        print_json(&mut out, &count, size, kept)?
+        print_json(&mut out, &count, (size, kept), trained)?
     } else {
-        print_table(&mut out, &count, size, kept)?
+        print_table(&mut out, &count, size, kept)?;
+        writeln!(out, "{trained}")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What training would change.
+fn trained(mut config: Config, base: Option<&Base>, classes: usize) -> Result<TrainedParts> {
+    config.backbone.weights = None;
+    let earlier = base.map_or(&[][..], Base::earlier);
+    let (model, _) = TaskModel::added_to(earlier, &config, classes, &Device::Cpu)?;
+    Ok(TrainedParts::of(model.params()))
 }
 
 fn parse_size(text: &str) -> Result<(usize, usize)> {
@@ -113,8 +127,8 @@ fn print_table(
 fn print_json(
     out: &mut impl Write,
     count: &FlopCount,
-    size: (usize, usize),
-    kept: f64,
+    (size, kept): ((usize, usize), f64),
+    trained: TrainedParts,
 ) -> std::io::Result<()> {
     let part = |part: &rescatter::dispatch::flops::Part| {
         json!({
@@ -128,6 +142,7 @@ fn print_json(
         "kept": kept,
         "nominal_gmacs": count.nominal_gmacs(),
         "executed_gmacs": count.executed_gmacs(),
+        "trained": trained,
         "parts": count.parts.iter().map(part).collect::<Vec<_>>(),
     });
     writeln!(out, "{report:#}")

@@ -11,7 +11,8 @@ use rescatter::engine::progress::bytes;
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::engine::{self, Outcome, Run, Start, Trainer};
 use rescatter::head::Head;
-use rescatter::model::Model;
+use rescatter::model::{Model, TrainedParts};
+use rescatter_heads::extension::Base;
 use rescatter_heads::run::device;
 use rescatter_heads::task::class_names;
 use rescatter_heads::{Config, TaskModel, calibration};
@@ -37,13 +38,18 @@ pub(crate) struct Args {
 
 /// Runs `rescatter train`.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config: Config = load::load(&args.config, &args.overrides)?;
+    let mut config: Config = load::load(&args.config, &args.overrides)?;
+    let base = Base::open(&mut config)?;
     let start = if args.resume { Start::Resume } else { Start::Fresh };
     let run = Run::claim(&args.run, &config, start)?;
     let classes = class_names(&config)?;
     let device = device(&config.device)?;
-    let task = TaskModel::new(&config, classes.len(), &device)?;
-    let session = Session { config: &config, run, classes, task: &task };
+    let earlier = base.as_ref().map_or(&[][..], Base::earlier);
+    let (task, _) = TaskModel::added_to(earlier, &config, classes.len(), &device)?;
+    if let Some(base) = &base {
+        base.hand_over(&task)?;
+    }
+    let session = Session { config: &config, run, classes, task: &task, base };
     match &task {
         TaskModel::Segmentation(model) => {
             // A validation set that is missing or has other classes is found before the training, not after it.
@@ -67,6 +73,7 @@ struct Session<'a> {
     run: Run,
     classes: Vec<String>,
     task: &'a TaskModel,
+    base: Option<Base>,
 }
 
 impl Session<'_> {
@@ -82,7 +89,9 @@ impl Session<'_> {
     where
         H::Target: Send + 'static,
     {
-        let mut trainer = Trainer::new(model, self.run.clone(), self.config, self.classes.clone())?;
+        let earlier = self.base.as_ref().map_or(Vec::new(), |base| base.earlier().to_vec());
+        let mut trainer = Trainer::new(model, self.run.clone(), self.config, self.classes.clone())?
+            .adding_to(earlier);
         trainer.resume(self.config)?;
         let options = LoaderOptions {
             batch_size: self.config.train.batch_size,
@@ -93,9 +102,9 @@ impl Session<'_> {
             ..LoaderOptions::default()
         };
         tracing::info!(
-            "{} training images · {} trained numbers · step {} of {}",
+            "{} training images · {} · step {} of {}",
             set.len(),
-            model.trainable_count(),
+            TrainedParts::of(&model.params),
             trainer.step(),
             self.config.train.iterations
         );
@@ -118,9 +127,12 @@ impl Session<'_> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Calibrates the budgets on training images, then scores the validation set.
+    /// Calibrates the budgets on training images (but not those of a model that the task is added to), then scores the validation set.
     fn evaluate(&self) -> rescatter::Result<engine::Evaluation> {
-        let thresholds = calibration::budgets(self.task, self.config)?;
+        let thresholds = match &self.base {
+            Some(base) => base.thresholds(),
+            None => calibration::budgets(self.task, self.config)?,
+        };
         let found = self.task.evaluate(self.config, &self.classes, &|_, _| {})?;
         if matches!(self.task, TaskModel::Detection(_)) {
             Detection::write_all(&self.run.detections_path(), &found.detections)?;

@@ -1,8 +1,9 @@
-//! `rescatter weights`: look into checkpoints, convert them, export and prune a run, and list what can be loaded.
+//! `rescatter weights`: look into checkpoints, convert them, export, merge or prune a run, and list what can be loaded.
 
 mod export;
 mod inspect;
 mod list;
+mod merge;
 mod prune;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ enum Command {
     Convert(ConvertArgs),
     /// Write a run as one file for deployment: frozen and trained weights, config and thresholds.
     Export(export::Args),
+    /// Fold LoRA, RLRR, SSF and (IA)³ into plain weights, prove that nothing changed, and write one file for deployment.
+    Merge(merge::Args),
     /// Export a run without the parts of blocks that its images never activate, and say what that saves.
     Prune(prune::Args),
     /// List the pretrained checkpoints that can be loaded, and where they are published.
@@ -79,6 +82,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args)?,
         Command::Convert(args) => convert(&args)?,
         Command::Export(args) => export::run(&args)?,
+        Command::Merge(args) => merge::run(&args)?,
         Command::Prune(args) => prune::run(&args)?,
         Command::List(args) => list::run(&args)?,
     }

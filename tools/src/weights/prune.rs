@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         return Err(nothing_unused(&kept, &uses));
     }
     let pruned = trained.pruned(&dropped)?;
-    let meta = deployed(&pruned, known(&args.run, which)?)?;
+    let meta = deployed(&pruned.config, &pruned.model, known(&args.run, which)?)?;
     export(&args.output, pruned.model.params(), &meta)?;
     let saved = Saved::new(&trained, &pruned, &kept)?;
     let mut out = std::io::stdout().lock();
