@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::backbone::{Pass, Vit};
+use crate::backbone::{Features, Pass, Vit};
 use crate::config::{Config, LossConfig};
 use crate::dispatch::{KeptStats, distill_term, rate_term};
 use crate::head::{FeatureSpec, Head, ImageMeta, Losses, StepContext};
@@ -43,7 +43,7 @@ impl<H: Head> Model<H> {
         Ok(Self { backbone, head, params, loss: cfg.loss })
     }
 
-    /// The losses of one batch `[B, 3, H, W]`: the head's terms, then `rate`, `complete.*` and `distill` as far as the
+    /// The losses of one batch `[B, 3, H, W]` (or what the backbone gave for it before, pooled to `[B, 1, C]`): the head's terms, then `rate`, `complete.*` and `distill` as far as the
     /// config wants them; and who worked where. The rate is that of this batch alone.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl<H: Head> Model<H> {
         ctx: &StepContext,
         mean_mask: Option<f64>,
     ) -> Result<(Losses, KeptStats)> {
-        let features = self.backbone.forward(images, &Pass::Train(ctx))?;
+        let features = self.features(images, &Pass::Train(ctx))?;
         let mut losses = self.head.losses(&features, targets, ctx)?;
         let dispatch = self.backbone.dispatch();
         // A random mask has no gradient, so its rate is no loss.
@@ -87,6 +87,15 @@ impl<H: Head> Model<H> {
         Ok((losses, features.kept))
     }
 
+    /// What the backbone gives for images `[B, 3, H, W]`. In the place of images there may be `[B, 1, C]`: what it gave before,
+    /// pooled; that is right where nothing before the head is trained or drawn at random.
+    fn features(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
+        match images.rank() {
+            3 => Ok(Features::of_pooled(images.clone())),
+            _ => self.backbone.forward(images, pass),
+        }
+    }
+
     /// \[DyT\] §3.5: the same weights with every token active, as a second task and as the teacher.
     fn add_complete(
         &self,
@@ -95,7 +104,7 @@ impl<H: Head> Model<H> {
         targets: &[H::Target],
         ctx: &StepContext,
     ) -> Result<()> {
-        let features = self.backbone.forward(images, &Pass::Complete(ctx))?;
+        let features = self.features(images, &Pass::Complete(ctx))?;
         let complete =
             self.head.losses(&features, targets, &StepContext { update_stats: false, ..*ctx })?;
         if self.loss.complete > 0.0 {
@@ -170,7 +179,6 @@ fn complete_name(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::Features;
     use crate::head::{Term, World};
     use crate::ops::{self, CrossEntropy};
     use crate::params::{Init, Role};
