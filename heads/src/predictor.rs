@@ -107,9 +107,9 @@ impl Predictor {
             TaskModel::Detection(_) => {
                 Err(Error::usage("the model detects objects; `DetectionPredictor` is for those"))
             }
-            TaskModel::Classification(_) => {
-                Err(Error::usage("the model classifies whole images; there is nothing to draw"))
-            }
+            TaskModel::Classification(_) => Err(Error::usage(
+                "the model classifies whole images; `ClassPredictor` is for those",
+            )),
         }
     }
 
