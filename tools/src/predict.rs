@@ -1,5 +1,6 @@
 //! `rescatter predict`.
 
+mod classification;
 mod detection;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use rescatter::data::{self, LabelMap};
 use rescatter::weights::checkpoint;
 use rescatter::{Error, draw};
 use rescatter_heads::run::Trained;
-use rescatter_heads::{DetectionPredictor, Prediction, Predictor, TaskModel};
+use rescatter_heads::{ClassPredictor, DetectionPredictor, Prediction, Predictor, TaskModel};
 
 use crate::trained::Checkpoint;
 
@@ -30,7 +31,7 @@ pub(crate) struct Args {
     /// Images, or folders of images.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
-    /// Where the results go: `overlays/`, `labels/` (or `detections/`), `tokens/` and `legend.png`.
+    /// Where the results go: `overlays/`, `labels/` (or `detections/`, `classes/`), `tokens/` and `legend.png`.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Which checkpoint of the run.
@@ -59,6 +60,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         TaskModel::Detection(_) => {
             let predictor = DetectionPredictor::new(trained)?;
             AnyWriter::Detection(detection::Writer::new(&args, predictor)?)
+        }
+        TaskModel::Classification(_) => {
+            let predictor = ClassPredictor::new(trained)?;
+            AnyWriter::Classification(classification::Writer::new(&args, predictor)?)
         }
         _ => AnyWriter::Segmentation(Writer::new(&args, Predictor::new(trained)?)?),
     };
@@ -109,6 +114,7 @@ fn inputs(given: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>> {
 enum AnyWriter<'a> {
     Segmentation(Writer<'a>),
     Detection(detection::Writer<'a>),
+    Classification(classification::Writer<'a>),
 }
 
 impl AnyWriter<'_> {
@@ -116,6 +122,7 @@ impl AnyWriter<'_> {
         match self {
             Self::Segmentation(writer) => writer.one(name, path),
             Self::Detection(writer) => writer.one(name, path),
+            Self::Classification(writer) => writer.one(name, path),
         }
     }
 }
