@@ -3,6 +3,8 @@
 //! `Config<H>` is generic over the head's section, because the core never names a head: `rescatter-heads` supplies the
 //! enum. Reading, overrides and error messages are in [`load`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 mod backbone;
@@ -27,7 +29,10 @@ pub use train::{
     PolyConfig, Precision, ScheduleConfig, SgdConfig, TrainConfig,
 };
 pub use transforms::{Fill, TransformConfig};
-pub use tuning::{AdapterConfig, BackboneTuning, TuningConfig};
+pub use tuning::{
+    AdapterConfig, BackboneTuning, Ia3Config, LoraConfig, LoraTarget, MemoryConfig, Placement,
+    RlrrConfig, RlrrInit, SsfConfig, TuningConfig, VptConfig,
+};
 pub use vtab::{VtabGroup, VtabTask};
 
 /// A whole run.
@@ -50,6 +55,10 @@ pub struct Config<H> {
     /// What is trained besides the head.
     #[serde(default)]
     pub tuning: TuningConfig,
+    /// The run (a folder, or an exported file) whose tasks are kept while this one is added to them (arXiv 2203.15243 §3):
+    /// `backbone`, `dispatch` and `tuning` but for `memory` must be that run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extends: Option<PathBuf>,
     /// The task's head.
     pub head: H,
     /// Images, labels and their transforms.

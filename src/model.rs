@@ -1,15 +1,17 @@
 //! A backbone with a head and the parameters of both.
 
 use std::collections::BTreeSet;
+use std::fmt::{Display, Formatter};
 use std::sync::Mutex;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Features, Pass, Vit};
 use crate::config::{Config, LossConfig};
 use crate::dispatch::{KeptStats, distill_term, rate_term};
 use crate::head::{FeatureSpec, Head, ImageMeta, Losses, StepContext};
-use crate::params::{ParamStore, Scope};
+use crate::params::{ParamStore, Role, Scope};
 
 /// A backbone with a head.
 pub struct Model<H> {
@@ -72,8 +74,8 @@ impl<H: Head> Model<H> {
         let features = self.features(images, &Pass::Train(ctx))?;
         let mut losses = self.head.losses(&features, targets, ctx)?;
         let dispatch = self.backbone.dispatch();
-        // A random mask has no gradient, so its rate is no loss.
-        if self.loss.rate > 0.0 && self.backbone.dispatchers() > 0 {
+        // A random mask has no gradient, so its rate is no loss; nor has that of a model that tasks are added to.
+        if self.loss.rate > 0.0 && self.backbone.dispatchers() > 0 && !self.backbone.is_extended() {
             losses.terms.extend(rate_term(
                 &features.kept,
                 dispatch.rate_at(ctx.progress),
@@ -142,6 +144,42 @@ impl<H> Model<H> {
     /// How many numbers the optimizer may change.
     pub fn trainable_count(&self) -> usize {
         self.params.trainable_count()
+    }
+}
+
+/// How many numbers the optimizer may change, by what they belong to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainedParts {
+    /// The tuning method, and pretrained weights that are trained.
+    pub method: usize,
+    /// The token dispatchers.
+    pub dispatchers: usize,
+    /// The head and its pyramid.
+    pub head: usize,
+}
+
+impl TrainedParts {
+    /// Those of `params`.
+    pub fn of(params: &ParamStore) -> Self {
+        let mut parts = Self::default();
+        for (name, var) in params.with_role(Role::Trainable) {
+            let pyramid = ["fpn1.", "fpn2.", "simfp_"].iter().any(|part| name.contains(part));
+            let part = match name.strip_prefix("backbone.") {
+                Some(rest) if rest.contains("token_select.") => &mut parts.dispatchers,
+                Some(_) if !pyramid => &mut parts.method,
+                _ => &mut parts.head,
+            };
+            *part += var.elem_count();
+        }
+        parts
+    }
+}
+
+impl Display for TrainedParts {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let Self { method, dispatchers, head } = self;
+        let all = method + dispatchers + head;
+        write!(f, "{all} trained numbers (method {method}, dispatchers {dispatchers}, head {head})")
     }
 }
 

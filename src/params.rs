@@ -17,8 +17,20 @@ pub enum Role {
     Trainable,
     /// Never changed after loading; not copied into checkpoints.
     Frozen,
+    /// Trained before and left as it is now (the tasks that a new one is added to): saved in every checkpoint, because no
+    /// pretrained file holds it.
+    Kept,
     /// Changed by the forward pass (running statistics); saved in every checkpoint.
     Buffer,
+}
+
+/// What a scope leaves as it is, whatever else its layers ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Everything that would be trained.
+    Trained,
+    /// Everything: the frozen parameters are in no pretrained file either.
+    All,
 }
 
 /// How a parameter starts when no checkpoint provides it.
@@ -66,7 +78,13 @@ impl ParamStore {
 
     /// The outermost scope, in which parameters are trainable.
     pub fn root(&self) -> Scope<'_> {
-        Scope { store: self, prefix: String::new(), role: Role::Trainable }
+        Scope {
+            store: self,
+            prefix: String::new(),
+            role: Role::Trainable,
+            bias_role: Role::Trainable,
+            keep: None,
+        }
     }
 
     /// Where the parameters are.
@@ -130,6 +148,8 @@ pub struct Scope<'a> {
     store: &'a ParamStore,
     prefix: String,
     role: Role,
+    bias_role: Role,
+    keep: Option<Keep>,
 }
 
 impl<'a> Scope<'a> {
@@ -145,12 +165,30 @@ impl<'a> Scope<'a> {
 
     /// The same place; new parameters are frozen.
     pub fn frozen(&self) -> Self {
-        Self { role: Role::Frozen, ..self.clone() }
+        Self { role: Role::Frozen, bias_role: Role::Frozen, ..self.clone() }
     }
 
     /// The same place; new parameters are trainable.
     pub fn trainable(&self) -> Self {
-        Self { role: Role::Trainable, ..self.clone() }
+        Self { role: Role::Trainable, bias_role: Role::Trainable, ..self.clone() }
+    }
+
+    /// The same place; new parameters called `bias` are trainable.
+    pub fn with_trainable_biases(&self) -> Self {
+        Self { bias_role: Role::Trainable, ..self.clone() }
+    }
+
+    /// The same place; new parameters are kept as they are as far as `keep` says.
+    pub fn keeping(&self, keep: Keep) -> Self {
+        Self { keep: Some(keep), ..self.clone() }
+    }
+
+    fn role_of(&self, name: &str) -> Role {
+        let role = if name == "bias" { self.bias_role } else { self.role };
+        match (self.keep, role) {
+            (Some(_), Role::Trainable) | (Some(Keep::All), Role::Frozen) => Role::Kept,
+            _ => role,
+        }
     }
 
     /// The store that this scope belongs to.
@@ -163,10 +201,11 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// If it exists with another shape.
     pub fn param(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
-        let var = self.create(name, shape.into(), init, self.role)?;
-        Ok(match self.role {
+        let role = self.role_of(name);
+        let var = self.create(name, shape.into(), init, role)?;
+        Ok(match role {
             Role::Trainable => var.as_tensor().clone(),
-            Role::Frozen | Role::Buffer => var.as_detached_tensor(),
+            Role::Frozen | Role::Kept | Role::Buffer => var.as_detached_tensor(),
         })
     }
 
@@ -242,6 +281,34 @@ mod tests {
         assert!(!frozen.track_op() && trained.track_op());
         store.set("a", &Tensor::full(7f32, (2, 3), &Device::Cpu)?)?;
         assert_eq!(frozen.flatten_all()?.to_vec1::<f32>()?, [7.0; 6]);
+        Ok(())
+    }
+
+    #[test]
+    fn roles_follow_the_scope_and_the_name() -> Result<()> {
+        let store = store();
+        let (frozen, kept) = (store.root().frozen(), store.root().keeping(Keep::Trained));
+        for (scope, place) in [
+            (frozen.with_trainable_biases(), "bitfit"),
+            (kept.clone(), "old"),
+            (kept.frozen(), "old_backbone"),
+            (frozen.keeping(Keep::All), "unfiled"),
+        ] {
+            scope.pp(place).param("weight", 1, Init::Const(0.0))?;
+            scope.pp(place).param("bias", 1, Init::Const(0.0))?;
+        }
+        let roles: Vec<_> = store.all().into_iter().map(|(name, p)| (name, p.role)).collect();
+        let expected = [
+            ("bitfit.bias", Role::Trainable),
+            ("bitfit.weight", Role::Frozen),
+            ("old.bias", Role::Kept),
+            ("old.weight", Role::Kept),
+            ("old_backbone.bias", Role::Frozen),
+            ("old_backbone.weight", Role::Frozen),
+            ("unfiled.bias", Role::Kept),
+            ("unfiled.weight", Role::Kept),
+        ];
+        assert_eq!(roles, expected.map(|(name, role)| (name.to_owned(), role)));
         Ok(())
     }
 

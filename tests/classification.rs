@@ -21,7 +21,7 @@ fn losses(sandbox: &Sandbox, run: &str) -> Vec<f64> {
 #[test]
 fn a_run_counts_epochs_and_reports_every_class() {
     let sandbox = Sandbox::new();
-    let epochs = "train.iterations=null train.epochs=3 schedule={cosine:{warmup_epochs:1}}";
+    let epochs = "train.iterations=null train.epochs=3 schedule.cosine.warmup_epochs=1";
     sandbox.succeeds(&format!("train classify.yaml --run run {epochs}"));
     // Three times eight images in batches of four.
     let results = json(&sandbox, "run/results.json");
@@ -48,8 +48,8 @@ fn a_run_counts_epochs_and_reports_every_class() {
     assert!(String::from_utf8(table).unwrap().contains("mostly mistaken for"));
 
     sandbox.succeeds("predict run classes/val --output out");
-    let prediction = json(&sandbox, "out/classes/odd/9.json");
-    let classes = prediction["classes"].as_array().unwrap();
+    let prediction = json(&sandbox, "out/tasks/odd/9.json");
+    let classes = prediction["tasks"][0]["top"].as_array().unwrap();
     let sum: f64 = classes.iter().map(|class| class["probability"].as_f64().unwrap()).sum();
     assert!(classes.len() == 2 && (sum - 1.0).abs() < 1e-5, "{prediction}");
     assert!(["even", "odd"].contains(&classes[0]["label"].as_str().unwrap()));
@@ -58,8 +58,8 @@ fn a_run_counts_epochs_and_reports_every_class() {
     }
 }
 
-const AUGMENTED: &str = "head.classifier.label_smoothing=0.1 data.mix={mixup:0.8,cutmix:1.0} \
-    data.train.transforms=[{rand_augment:{magnitude_std:0.5}},{color_jitter:{hue:0.1}},{normalize:{}},{random_erasing:{fill:noise}}]";
+const AUGMENTED: &str = "head.classifier.label_smoothing=0.1 data.mix.mixup=0.8 data.mix.cutmix=1.0 \
+    data.train.transforms=[{\"rand_augment\":{\"magnitude_std\":0.5}},{\"color_jitter\":{\"hue\":0.1}},{\"normalize\":{}},{\"random_erasing\":{\"fill\":noise}}]";
 
 #[test]
 fn an_augmented_run_is_the_same_for_any_workers_and_after_a_stop() {
@@ -90,8 +90,8 @@ fn a_linear_probe_on_cached_features_is_the_same_probe() {
     let sandbox = Sandbox::new();
     for pool in ["cls", "mean"] {
         let probe = format!(
-            "head.classifier.pool={pool} tuning={{}} dispatch={{variant:none}} optimizer.adamw.lr=0.05 \
-             data.train.transforms=[{{normalize:{{}}}}] train.iterations=20 train.log_every=1"
+            "head.classifier.pool={pool} tuning={{}} dispatch.variant=none optimizer.adamw.lr=0.05 \
+             data.train.transforms=[{{\"normalize\":{{}}}}] train.iterations=20 train.log_every=1"
         );
         sandbox.succeeds(&format!("train classify.yaml --run {pool} {probe}"));
         let cached = format!("{pool}_cached");
@@ -111,7 +111,7 @@ const PLAN: &str = "\
 base: classify.yaml
 seeds: [0, 1]
 methods:
-  - { name: linear, overrides: [tuning.adapter=null, 'dispatch={variant: none}'] }
+  - { name: linear, overrides: { tuning: {}, dispatch.variant: none } }
   - { name: DyT r = 0.5 }
 ";
 
@@ -119,7 +119,7 @@ methods:
 fn two_methods_with_two_seeds_are_compared_once() {
     let sandbox = Sandbox::new();
     std::fs::write(sandbox.path("plan.yaml"), PLAN).unwrap();
-    let compare = "compare plan.yaml --output out train.iterations=2 data.val.transforms=[{resize:{size:[32,32],keep_ratio:false}},{normalize:{}}]";
+    let compare = "compare plan.yaml --output out train.iterations=2 data.val.transforms=[{\"resize\":{\"size\":[32,32],\"keep_ratio\":false}},{\"normalize\":{}}]";
     let list = String::from_utf8(sandbox.succeeds(&format!("{compare} --list")).stdout).unwrap();
     assert_eq!(list.lines().filter(|line| line.starts_with("to do")).count(), 4, "{list}");
     let table = String::from_utf8(sandbox.succeeds(compare).stdout).unwrap();

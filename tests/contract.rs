@@ -23,6 +23,11 @@ const SIDE: usize = 32;
 
 /// A config with the given task and sections beside a tiny backbone: 4 × 4 patches, two blocks, adapters, dispatch.
 fn config(task: &str, sections: &str) -> Config {
+    tuned_config(task, sections, "{ adapter: { bottleneck: 8, scale: 1.0 } }", "mlp")
+}
+
+/// The same with the given section `tuning` and dispatch variant.
+fn tuned_config(task: &str, sections: &str, tuning: &str, variant: &str) -> Config {
     let reader = match task {
         "segmentation" => "ade20k: { images: a, labels: b, classes: [sky, road, tree] }",
         "detection" => "coco: { images: a, annotations: b }",
@@ -32,8 +37,8 @@ fn config(task: &str, sections: &str) -> Config {
     let yaml = format!(
         "task: {task}\n\
          backbone: {{ embed_dim: 32, depth: 2, num_heads: 2, patch_size: 8, layer_scale: true, pos_embed_grid: [4, 4] }}\n\
-         dispatch: {{ variant: mlp, target_rate: 0.3 }}\n\
-         tuning: {{ adapter: {{ bottleneck: 8, scale: 1.0 }} }}\n\
+         dispatch: {{ variant: {variant}, target_rate: 0.3 }}\n\
+         tuning: {tuning}\n\
          data: {{ train: {split}, val: {split} }}\n\
          train: {{ iterations: 100, batch_size: 2 }}\n\
          {sections}\n"
@@ -120,7 +125,7 @@ fn randomise<H>(model: &Model<H>, seed: u64) -> Result<()> {
     for (i, (name, param)) in model.params.all().into_iter().enumerate() {
         let seed = match param.role {
             Role::Trainable => seed,
-            Role::Frozen => 0,
+            Role::Frozen | Role::Kept => 0,
             Role::Buffer => continue,
         };
         let mut stream = Rng::new(seed).stream(Purpose::Init, i as u64, 0);
@@ -298,6 +303,118 @@ fn cascade_of_boxes_alone() {
     let heads = "box_head: { convs: 1, conv_dim: 16, fc_dim: 32 }, mask_head: null, cascade: {}, \
                  detections: { suppression: { soft_nms: { decay: { linear: 0.5 } } } }";
     keeps_its_promises(|| detection(&mask_rcnn(heads)), instances());
+}
+
+/// Every tuning method, as the section `tuning` has it.
+const METHODS: [&str; 16] = [
+    "{}",
+    "{ backbone: full }",
+    "{ backbone: bitfit }",
+    "{ backbone: { partial: 1 } }",
+    "{ adapter: { bottleneck: 4, scale: 1.0 } }",
+    "{ adapter: { bottleneck: 4, scale: 1.0, placement: sequential } }",
+    "{ adapter: { bottleneck: 4, scale: 1.0, experts: 3 } }",
+    "{ lora: { rank: 2, alpha: 4.0 } }",
+    "{ lora: { rank: 2, targets: [k, o, fc1, fc2] }, ia3: {}, backbone: bitfit }",
+    "{ rlrr: {} }",
+    "{ rlrr: { init: zero } }",
+    "{ ssf: {}, adapter: { bottleneck: 4 } }",
+    "{ ia3: {} }",
+    "{ vpt: { tokens: 2 } }",
+    "{ vpt: { tokens: 2, deep: true }, lora: { rank: 2 } }",
+    "{ memory: { tokens: 2, before_norm: false } }",
+];
+
+/// A section `head` per task, small.
+fn heads() -> Vec<(&'static str, String)> {
+    let boxes = "box_head: { convs: 0, fcs: 1, fc_dim: 16 }, mask_head: { dim: 8, convs: 1 }";
+    vec![
+        ("classification", "head: { classifier: { pool: cls } }".into()),
+        ("segmentation", "head: { linear: { taps: [0, 1] } }".into()),
+        ("segmentation", "head: { upernet: { taps: [0, 0, 1, 1], channels: 8, aux: { channels: 4 }, dropout: 0.0 } }".into()),
+        ("detection", mask_rcnn(boxes)),
+    ]
+}
+
+#[test]
+fn every_tuning_method_works_with_every_head() {
+    for (i, method) in METHODS.into_iter().enumerate() {
+        for (j, (task, head)) in heads().into_iter().enumerate() {
+            // Every method meets both variants, and so does every head.
+            let variant = ["none", "mlp"][(i + j) % 2];
+            let config = tuned_config(task, &head, method, variant);
+            let model = || TaskModel::new(&config, CLASSES, &Device::Cpu).unwrap();
+            let what = format!("{method} with {head} and dispatch {variant}");
+            match (model(), model()) {
+                (TaskModel::Classification(a), TaskModel::Classification(b)) => {
+                    is_trained_alone([a, b], vec![0, 2], &what);
+                }
+                (TaskModel::Segmentation(a), TaskModel::Segmentation(b)) => {
+                    is_trained_alone([a, b], label_maps(), &what);
+                }
+                (TaskModel::Detection(a), TaskModel::Detection(b)) => {
+                    is_trained_alone([a, b], instances(), &what);
+                }
+                _ => panic!("a model of two tasks"),
+            }
+        }
+    }
+}
+
+/// One step moves everything that is trained and nothing else; what is saved is all that differs; inference with folded
+/// weights agrees with the training form.
+fn is_trained_alone<H: Head>(models: [Model<H>; 2], targets: Vec<H::Target>, what: &str) {
+    let batch = batch(targets);
+    let [model, other] = models;
+    randomise(&model, 1).unwrap();
+    randomise(&other, 2).unwrap();
+    let frozen = values(&model, Role::Frozen);
+    let optimizer = Optimizer::new(&OptimizerConfig::default(), &model.params).unwrap();
+    let found = step(&model, &optimizer, &batch, 0);
+    for (parameter, gradient) in optimizer.parameters().iter().zip(&found.gradients) {
+        // A head that reads the maps alone leaves what follows the last tap without gradient.
+        if unread(&parameter.name, what) {
+            continue;
+        }
+        let size = gradient
+            .as_ref()
+            .map(|g| g.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap());
+        let reached = size.is_some_and(|size| size > 0.0);
+        assert!(reached, "no gradient reaches `{}`: {what}", parameter.name);
+    }
+    let mut optimizer = optimizer;
+    optimizer.step(&found.gradients, 1e-2, 1.0).unwrap();
+    assert_eq!(frozen, values(&model, Role::Frozen), "{what}");
+
+    let features = |model: &Model<H>, pass: &Pass| -> Vec<f32> {
+        let features = model.backbone.forward(&batch.images, pass).unwrap();
+        features.tokens.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (gathered, masked) = (features(&model, &Pass::Infer), features(&model, &Pass::InferMasked));
+    let largest = masked.iter().fold(0f32, |most, v| most.max(v.abs()));
+    let difference = gathered.iter().zip(&masked).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference <= 1e-5 * largest, "{difference:e} of {largest:e}: {what}");
+
+    // `other` has run before, so weights that it folded then must not stay.
+    features(&other, &Pass::Infer);
+    for role in [Role::Trainable, Role::Buffer] {
+        for (name, var) in model.params.with_role(role) {
+            other.params.set(&name, &var.as_detached_tensor()).unwrap();
+        }
+    }
+    assert_eq!(features(&model, &Pass::Infer), features(&other, &Pass::Infer), "{what}");
+}
+
+/// Whether no path leads from the parameter to the loss: detectors and segmentation heads read no final norm, and no class
+/// token that nothing mixes with patches any more.
+fn unread(name: &str, what: &str) -> bool {
+    let dense = !what.contains("classifier");
+    dense && (name.starts_with("backbone.norm.") || name.starts_with("backbone.ssf_norm."))
+}
+
+fn values<H>(model: &Model<H>, role: Role) -> Vec<(String, Vec<f32>)> {
+    let values = |var: &candle_core::Var| var.flatten_all().unwrap().to_vec1().unwrap();
+    model.params.with_role(role).into_iter().map(|(name, var)| (name, values(&var))).collect()
 }
 
 #[test]

@@ -6,8 +6,8 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rescatter::backbone::{Features, Pass, Vit};
 use rescatter::config::{
-    AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, Inference, RelPosConfig, Select,
-    TuningConfig, Variant, WindowConfig, WindowPadding,
+    AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, Inference, Placement,
+    RelPosConfig, Select, TuningConfig, Variant, WindowConfig, WindowPadding,
 };
 use rescatter::dispatch::calibrate;
 use rescatter::head::{StepContext, World};
@@ -53,8 +53,15 @@ fn windows(size: usize, padding: WindowPadding, rel_pos: Option<[usize; 2]>) -> 
 
 fn build(cfg: &BackboneConfig, dispatch: DispatchConfig, tuned: BackboneTuning) -> Result<Vit> {
     let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
-    let adapter = AdapterConfig { bottleneck: 8, scale: 0.5, dropout: 0.0, experts: 1 };
-    let tuning = TuningConfig { backbone: tuned, adapter: Some(adapter) };
+    let adapter = AdapterConfig {
+        bottleneck: 8,
+        scale: 0.5,
+        dropout: 0.0,
+        experts: 1,
+        placement: Placement::Parallel,
+    };
+    let tuning =
+        TuningConfig { backbone: tuned, adapter: Some(adapter), ..TuningConfig::default() };
     let vit = Vit::new(cfg, &dispatch, &tuning, &[1, DEPTH - 1], &store.root())?;
     for (name, param) in store.all() {
         if param.var.rank() >= 2 {

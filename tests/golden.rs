@@ -42,6 +42,11 @@ fn training_steps_agree_with_the_reference() {
 }
 
 #[test]
+fn tuning_methods_agree_with_the_reference() {
+    verify(&["rlrr", "memory_", "tuning_"], 14);
+}
+
+#[test]
 fn dense_features_agree_with_the_reference() {
     verify(&["dense_"], 2);
 }

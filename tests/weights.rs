@@ -10,7 +10,7 @@ use rescatter::backbone::Vit;
 use rescatter::backbone::pyramid::DytPyramid;
 use rescatter::config::load;
 use rescatter::config::{
-    AdapterConfig, Arch, BackboneConfig, BackboneTuning, DispatchConfig, RelPosConfig,
+    AdapterConfig, Arch, BackboneConfig, BackboneTuning, DispatchConfig, Placement, RelPosConfig,
     TuningConfig, Variant, WindowConfig, WindowPadding,
 };
 use rescatter::engine::checkpoint::{self as engine, BackboneFile, Meta, Thresholds};
@@ -132,10 +132,17 @@ fn tiny() -> BackboneConfig {
 
 fn store(cfg: &BackboneConfig, variant: Variant) -> ParamStore {
     let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
-    let adapter = AdapterConfig { bottleneck: 4, scale: 0.1, dropout: 0.0, experts: 1 };
+    let adapter = AdapterConfig {
+        bottleneck: 4,
+        scale: 0.1,
+        dropout: 0.0,
+        experts: 1,
+        placement: Placement::Parallel,
+    };
     let tuning = TuningConfig {
         backbone: BackboneTuning::Frozen,
         adapter: (variant != Variant::None).then_some(adapter),
+        ..TuningConfig::default()
     };
     let dispatch = DispatchConfig { variant, ..DispatchConfig::default() };
     Vit::new(cfg, &dispatch, &tuning, &[0], &store.root().pp("backbone")).unwrap();
@@ -798,6 +805,7 @@ train: {{ iterations: 7, batch_size: 1 }}
         evaluated: Some(7),
         backbone: BackboneFile::of(&config.backbone, model.params()).unwrap(),
         classes: vec!["a".into(), "b".into(), "c".into()],
+        earlier: Vec::new(),
         seconds: 1.0,
         config: load::to_yaml(&config).unwrap(),
     };

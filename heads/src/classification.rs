@@ -39,6 +39,8 @@ pub struct ClassPredictor {
 /// What an image shows.
 #[derive(Debug, Clone)]
 pub struct Classified {
+    /// One per class, as the head gives them.
+    pub logits: Vec<f32>,
     /// One per class; they add up to 1.
     pub probabilities: Vec<f32>,
     /// How many layers worked on the patch of every pixel, 0 where the transforms cut the image; nothing for a model without
@@ -108,7 +110,8 @@ impl ClassPredictor {
         let size = (image.height() as usize, image.width() as usize);
         let worked = worked_grids(&features)?.into_iter().next();
         let token_map = worked.map(|grid| on_disk(&grid, &done.geometry, features.stride_px, size));
-        Ok(Classified { probabilities, token_map, kept })
+        let logits = logits.squeeze(0)?.to_vec1()?;
+        Ok(Classified { logits, probabilities, token_map, kept })
     }
 }
 

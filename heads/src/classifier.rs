@@ -29,13 +29,22 @@ pub enum Pool {
     Mean,
 }
 
-/// One linear layer with timm's name, `head`.
+/// One linear layer: `head`, timm's name; of an added task t `heads.t`.
 #[derive(Debug)]
 pub struct ClassifierHead {
-    pool: Pool,
+    source: Source,
     label_smoothing: f32,
     weight: Tensor,
     bias: Tensor,
+}
+
+/// What the linear layer sees.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// The model's own tokens.
+    Pooled(Pool),
+    /// The class token of the added task with this number, from 1.
+    Added(usize),
 }
 
 impl ClassifierHead {
@@ -49,15 +58,33 @@ impl ClassifierHead {
         classes: usize,
         root: &Scope,
     ) -> Result<Self> {
-        let scope = root.pp("head");
-        let weight =
-            scope.param("weight", (classes, spec.channels), Init::TruncatedNormal(0.02))?;
-        Ok(Self {
-            pool: config.pool,
-            label_smoothing: config.label_smoothing,
-            weight,
-            bias: scope.param("bias", classes, Init::Const(0.0))?,
-        })
+        Self::at(Source::Pooled(config.pool), config, (spec, classes), &root.pp("head"))
+    }
+
+    /// For the `classes` classes of the added task number `task`, from 1, on its class token.
+    ///
+    /// # Errors
+    /// If the scope holds one of the parameters with another shape.
+    pub fn added(
+        task: usize,
+        config: &ClassifierConfig,
+        spec: &FeatureSpec,
+        classes: usize,
+        root: &Scope,
+    ) -> Result<Self> {
+        Self::at(Source::Added(task), config, (spec, classes), &root.pp("heads").pp(task))
+    }
+
+    fn at(
+        source: Source,
+        config: &ClassifierConfig,
+        (spec, classes): (&FeatureSpec, usize),
+        scope: &Scope,
+    ) -> Result<Self> {
+        let init = Init::TruncatedNormal(0.02);
+        let weight = scope.param("weight", (classes, spec.channels), init)?;
+        let bias = scope.param("bias", classes, Init::Const(0.0))?;
+        Ok(Self { source, label_smoothing: config.label_smoothing, weight, bias })
     }
 
     /// Logits `[B, K]`.
@@ -74,11 +101,15 @@ impl ClassifierHead {
     /// If the class token is wanted and there is none.
     pub fn pooled(&self, features: &Features) -> Result<Tensor> {
         let patches = features.tokens.dim(1)? - features.prefix;
-        match self.pool {
-            Pool::Cls if features.prefix == 0 => {
+        match self.source {
+            Source::Added(task) => match features.added.get(task.wrapping_sub(1)) {
+                Some(token) => Ok(token.clone()),
+                None => bail!("the backbone has no added task {task}"),
+            },
+            Source::Pooled(Pool::Cls) if features.prefix == 0 => {
                 bail!("`pool: cls` needs a class token, the backbone has none")
             }
-            Pool::Mean if patches > 0 => {
+            Source::Pooled(Pool::Mean) if patches > 0 => {
                 features.tokens.narrow(1, features.prefix, patches)?.mean(1)
             }
             // What was pooled before is alone.

@@ -50,7 +50,7 @@ use crate::{Config, SegmentationHead, TaskModel};
 /// let config: Config = rescatter::config::load::parse(yaml, "example.yaml".as_ref(), &[])?;
 /// let classes = rescatter_heads::task::class_names(&config)?;
 /// let model = TaskModel::new(&config, classes.len(), &candle_core::Device::Cpu)?;
-/// let predictor = Predictor::new(Trained { config, model, classes, step: 0 })?;
+/// let predictor = Predictor::new(Trained { config, model, classes, earlier: Vec::new(), step: 0 })?;
 ///
 /// let prediction = predictor.predict(&image::RgbImage::new(40, 30))?;
 /// assert_eq!(prediction.labels.dim(), (30, 40));

@@ -8,6 +8,7 @@ use rescatter::engine::Run;
 use rescatter::engine::checkpoint::{Checkpoint, Meta, load_for_inference};
 use rescatter::{Error, Result};
 
+use crate::extension::EarlierHead;
 use crate::task::class_names;
 use crate::{Config, TaskModel, calibration};
 
@@ -29,6 +30,8 @@ pub struct Trained {
     pub model: TaskModel,
     /// Names of the classes in the order of their numbers.
     pub classes: Vec<String>,
+    /// The tasks that the model's was added to, with their heads.
+    pub earlier: Vec<EarlierHead>,
     /// Steps of training behind the weights.
     pub step: u64,
 }
@@ -54,11 +57,13 @@ impl Trained {
             let config: Config = load::load(path, overrides)?;
             let classes = class_names(&config)?;
             let model = TaskModel::new(&config, classes.len(), &device(&config.device)?)?;
-            return Ok(Self { config, model, classes, step: 0 });
+            return Ok(Self { config, model, classes, earlier: Vec::new(), step: 0 });
         }
         let (config, checkpoint) = locate(path, which, overrides)?;
-        let known = Checkpoint::read(&checkpoint)?.meta.classes;
-        let model = TaskModel::new(&config, known.len(), &device(&config.device)?)?;
+        let known = Checkpoint::read(&checkpoint)?.meta;
+        let device = device(&config.device)?;
+        let (model, earlier) =
+            TaskModel::added_to(&known.earlier, &config, known.classes.len(), &device)?;
         let Meta { classes, step, .. } = match &model {
             TaskModel::Segmentation(model) => {
                 load_for_inference(&checkpoint, model, &config.backbone)
@@ -68,7 +73,7 @@ impl Trained {
                 load_for_inference(&checkpoint, model, &config.backbone)
             }
         }?;
-        Ok(Self { config, model, classes, step })
+        Ok(Self { config, model, classes, earlier, step })
     }
 }
 

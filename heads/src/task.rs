@@ -6,11 +6,13 @@ use candle_core::Device;
 use rescatter::backbone::{Dims, Vit};
 use rescatter::config::{CocoConfig, MaskFolderConfig, ScheduleConfig, SplitConfig, Task};
 use rescatter::data::coco::Annotations;
+use rescatter::engine::checkpoint::EarlierTask;
 use rescatter::model::Model;
 use rescatter::params::ParamStore;
 use rescatter::weights::{LoadOptions, load_pretrained};
 use rescatter::{Error, Result};
 
+use crate::extension::{self, EarlierHead};
 use crate::{ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead};
 
 /// A model with the head of its task.
@@ -30,7 +32,30 @@ impl TaskModel {
     /// # Errors
     /// If the head is another task's, the sizes do not fit together, or the weights cannot be loaded.
     pub fn new(config: &Config, classes: usize, device: &Device) -> Result<Self> {
-        let taps = config.head.taps(Dims::new(&config.backbone)?.depth);
+        Ok(Self::added_to(&[], config, classes, device)?.0)
+    }
+
+    /// [`TaskModel::new`] for a task that was added to `earlier` ones, and their heads.
+    ///
+    /// # Errors
+    /// As [`TaskModel::new`]; or if `config` is not that of a task added to so many.
+    pub fn added_to(
+        earlier: &[EarlierTask],
+        config: &Config,
+        classes: usize,
+        device: &Device,
+    ) -> Result<(Self, Vec<EarlierHead>)> {
+        let known = config.tuning.memory.as_ref().map_or(0, |memory| memory.earlier.len());
+        if known != earlier.len() || config.extends.is_some() && earlier.is_empty() {
+            return Err(Error::usage(
+                "the config is that of a task added to others, which only its run knows",
+            )
+            .with_hint("`train` opens the run that `extends` names; afterwards open the new run"));
+        }
+        let earlier = extension::configs(earlier)?;
+        // The dense head of the first task reads maps; classifiers read none.
+        let first = earlier.first().map_or(&config.head, |(config, _)| &config.head);
+        let taps = first.taps(Dims::new(&config.backbone)?.depth);
         let model = match (config.task, &config.head) {
             (Task::Segmentation, HeadConfig::Upernet(_) | HeadConfig::Linear(_)) => {
                 let labels = Labels { classes, ignore_index: ignore_index(&config.data.train) };
@@ -45,8 +70,11 @@ impl TaskModel {
                 })?)
             }
             (Task::Classification, HeadConfig::Classifier(head)) => {
-                Self::Classification(Model::new(config, &taps, device, |spec, root| {
-                    ClassifierHead::new(head, &spec, classes, root)
+                Self::Classification(Model::new(config, &taps, device, |spec, root| match earlier
+                    .len()
+                {
+                    0 => ClassifierHead::new(head, &spec, classes, root),
+                    task => ClassifierHead::added(task, head, &spec, classes, root),
                 })?)
             }
             (task, head) => {
@@ -60,10 +88,11 @@ impl TaskModel {
                 ));
             }
         };
+        let heads = extension::heads(earlier, &model)?;
         if let Some(path) = &config.backbone.weights {
             model.load_backbone(path, config.backbone.pos_embed_grid)?;
         }
-        Ok(model)
+        Ok((model, heads))
     }
 
     fn load_backbone(&self, path: &Path, grid: [usize; 2]) -> Result<()> {
@@ -92,7 +121,7 @@ impl TaskModel {
 }
 
 /// The label that counts nowhere in the sets of `split`; 255 where there are no label maps.
-fn ignore_index(split: &SplitConfig) -> u32 {
+pub(crate) fn ignore_index(split: &SplitConfig) -> u32 {
     label_maps(split).map_or(255, |config| config.ignore_index)
 }
 

@@ -5,12 +5,12 @@ use candle_core::{Result, Tensor};
 use super::attention::{attention_branch, detached_attention};
 use super::mlp::{detached_mlp, mlp_branch};
 use super::{Dims, Pass};
-use crate::config::{DispatchConfig, Select, TuningConfig, Variant};
+use crate::config::{DispatchConfig, Select, Variant};
 use crate::dispatch::{Active, Dispatcher, Selector};
 use crate::ops::{self, AttentionBranch, MlpBranch};
 use crate::params::Scope;
 use crate::rng::{Purpose, Stream};
-use crate::tuning::BlockTuning;
+use crate::tuning::{AddedTasks, BlockTuning, Layer, Pair};
 
 /// One transformer block.
 pub(crate) struct Block {
@@ -24,12 +24,13 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Block `index` at `scope` (`blocks.i`), whose role decides whether the pretrained weights are trained.
+    /// Block `index` at `scope` (`blocks.i`), whose role decides whether the pretrained weights are trained, with what
+    /// `tuning` adds to it.
     pub(super) fn new(
         index: usize,
         dims: &Dims,
         dispatch: &DispatchConfig,
-        tuning: &TuningConfig,
+        tuning: BlockTuning,
         scope: &Scope,
     ) -> Result<Self> {
         let added = scope.trainable();
@@ -46,7 +47,7 @@ impl Block {
             index: index as u16,
             attn: attention_branch(dims, index, scope)?,
             mlp: mlp_branch(dims, scope)?,
-            tuning: BlockTuning::new(tuning, dims.dim, &added)?,
+            tuning,
             variant: dispatch.variant,
             dispatcher: select
                 .map(|name| Dispatcher::new(dims.dim, dispatch.initial_rate(), &scored.pp(name)))
@@ -66,6 +67,64 @@ impl Block {
         }
     }
 
+    /// The same block on the weights that its tuning makes of its own.
+    pub(super) fn tuned(&self) -> Result<Self> {
+        let effective = |layer: Layer, pair: &Pair| self.tuning.effective(layer, pair);
+        let attn = AttentionBranch {
+            norm: effective(Layer::Norm1, &self.attn.norm)?,
+            qkv: effective(Layer::Qkv, &self.attn.qkv)?,
+            proj: effective(Layer::Proj, &self.attn.proj)?,
+            ..self.attn.clone()
+        };
+        let mlp = MlpBranch {
+            norm: effective(Layer::Norm2, &self.mlp.norm)?,
+            fc1: effective(Layer::Fc1, &self.mlp.fc1)?,
+            fc2: effective(Layer::Fc2, &self.mlp.fc2)?,
+            ..self.mlp.clone()
+        };
+        Ok(Self {
+            attn,
+            mlp,
+            tuning: self.tuning.clone(),
+            dispatcher: self.dispatcher.clone(),
+            ..*self
+        })
+    }
+
+    /// The weights that tuning may change, by their names in the block.
+    pub(super) fn pairs(&self) -> [(&'static str, &Pair); 6] {
+        [
+            ("norm1", &self.attn.norm),
+            ("attn.qkv", &self.attn.qkv),
+            ("attn.proj", &self.attn.proj),
+            ("norm2", &self.mlp.norm),
+            ("mlp.fc1", &self.mlp.fc1),
+            ("mlp.fc2", &self.mlp.fc2),
+        ]
+    }
+
+    /// What the block adds to its tokens.
+    pub(super) fn tuning(&self) -> &BlockTuning {
+        &self.tuning
+    }
+
+    /// The class tokens of added tasks before the block → after it; `x` `[B, N, C]` are the block's own tokens before it.
+    pub(super) fn read(
+        &self,
+        tasks: &AddedTasks,
+        x: &Tensor,
+        own: &[Tensor],
+    ) -> Result<Vec<Tensor>> {
+        let index = usize::from(self.index);
+        let answers = tasks.attend(&self.attn, index, &self.tuning.enter(x)?, own)?;
+        let after = |(token, answer): (&Tensor, Tensor)| {
+            let x = (token + answer)?;
+            let y = (&x + self.mlp.forward(&x, None)?)?;
+            self.tuning.adapt_mlp(&x, y, &mut [])
+        };
+        own.iter().zip(answers).map(after).collect()
+    }
+
     /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `grid` (rows, columns). The variants
     /// of \[DyT\] Fig. 3 differ in what `selector` cuts.
     pub(super) fn forward(
@@ -83,7 +142,9 @@ impl Block {
 
     /// The attention half: `x + Attn(x)`.
     pub(crate) fn attend(&self, x: &Tensor, grid: (usize, usize), pass: &Pass) -> Result<Tensor> {
-        x + self.dropped(self.attn.forward(x, grid, None)?, 0, pass)?
+        let x = self.tuning.enter(x)?;
+        let attended = self.tuning.attend(&self.attn, &x, grid, None)?;
+        x + self.dropped(attended, 0, pass)?
     }
 
     /// The MLP half: `x + m·MLP(x) + A(x)`.
@@ -92,8 +153,6 @@ impl Block {
             Variant::None => Active::All,
             Variant::Mlp => selector.choose(self.dispatcher.as_ref(), x)?,
         };
-        let adapted =
-            self.tuning.adapt_mlp(x, &mut self.streams(Purpose::Dropout, 0, selector.pass()))?;
         let y = match active {
             Active::All => (x + self.dropped(self.mlp.forward(x, None)?, 1, selector.pass())?)?,
             Active::Masked(mask) => {
@@ -101,10 +160,7 @@ impl Block {
             }
             Active::Rows(rows) => self.mlp.gathered(x, &rows)?,
         };
-        match adapted {
-            Some(adapted) => y + adapted,
-            None => Ok(y),
-        }
+        self.tuning.adapt_mlp(x, y, &mut self.streams(Purpose::Dropout, 0, selector.pass()))
     }
 
     /// Stochastic depth on the branch `half` (0 attention, 1 MLP).

@@ -12,6 +12,7 @@ mod mlp;
 mod patch_embed;
 mod pos_embed;
 pub mod pyramid;
+mod trunk;
 mod vit;
 
 pub use crate::dispatch::Pass;
@@ -26,9 +27,11 @@ pub struct Features {
     pub maps: Vec<Tensor>,
     /// The last block's tokens after the final norm, `[B·T, prefix + P, C]`.
     pub tokens: Tensor,
+    /// The class tokens of added tasks after the final norm, each `[B·T, C]`.
+    pub added: Vec<Tensor>,
     /// Rows and columns of patches.
     pub grid: (usize, usize),
-    /// Class and register tokens before the patches.
+    /// Class, register and prompt tokens before the patches.
     pub prefix: usize,
     /// Frames per clip (1 for images).
     pub frames: usize,
@@ -44,6 +47,7 @@ impl Features {
         Self {
             maps: Vec::new(),
             tokens,
+            added: Vec::new(),
             grid: (0, 0),
             prefix: 1,
             frames: 1,

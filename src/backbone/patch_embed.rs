@@ -4,12 +4,13 @@ use candle_core::{Result, Tensor};
 
 use crate::ops;
 use crate::params::{Init, Scope};
+use crate::tuning::Pair;
 
 /// The projection of patches, `proj`.
 #[derive(Debug, Clone)]
 pub(super) struct PatchEmbed {
-    weight: Tensor,
-    bias: Tensor,
+    /// Weight `[C, 3, p, p]` and bias.
+    pub(super) proj: Pair,
     patch: usize,
 }
 
@@ -17,7 +18,12 @@ impl PatchEmbed {
     pub(super) fn new(patch: usize, dim: usize, scope: &Scope) -> Result<Self> {
         let proj = scope.pp("proj");
         let weight = proj.param("weight", (dim, 3, patch, patch), Init::KaimingUniform)?;
-        Ok(Self { weight, bias: proj.param("bias", dim, Init::Const(0.0))?, patch })
+        Ok(Self { proj: (weight, proj.param("bias", dim, Init::Const(0.0))?), patch })
+    }
+
+    /// The same projection with another weight and bias.
+    pub(super) fn with(&self, proj: Pair) -> Self {
+        Self { proj, ..*self }
     }
 
     /// `[B, 3, H, W]` with H and W multiples of the patch → tokens `[B, P, C]` row by row, and the grid (h, w).
@@ -28,7 +34,7 @@ impl PatchEmbed {
             .reshape(&[batch, channels, h, p, w, p][..])?
             .permute(vec![0, 2, 4, 1, 3, 5])? // [B, h, w, 3, p, p]
             .reshape((batch, h * w, channels * p * p))?;
-        let weight = self.weight.flatten_from(1)?;
-        Ok((ops::linear(&patches, &weight, Some(&self.bias))?, (h, w)))
+        let weight = self.proj.0.flatten_from(1)?;
+        Ok((ops::linear(&patches, &weight, Some(&self.proj.1))?, (h, w)))
     }
 }

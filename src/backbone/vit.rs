@@ -1,12 +1,13 @@
 //! The whole transformer: embedding, blocks, final norm.
 
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
 use candle_core::{Result, Tensor, bail};
 
 use super::block::Block;
-use super::layers::{NORM_EPS, detached, layer_norm};
+use super::layers::{NORM_EPS, layer_norm};
 use super::patch_embed::PatchEmbed;
+use super::trunk::{Trunk, Trunks};
 use super::{Dims, Features, Pass, resize_pos_embed};
 use crate::config::{
     BackboneConfig, BackboneTuning, DispatchConfig, Inference, Select, TuningConfig, Variant,
@@ -14,23 +15,22 @@ use crate::config::{
 use crate::dispatch::{KeptStats, Selector};
 use crate::head::FeatureSpec;
 use crate::ops;
-use crate::params::{Init, Scope};
+use crate::params::{Init, Keep, Scope};
+use crate::tuning::{AddedTasks, BlockTuning, EmbeddingTuning};
 
-/// A vision transformer with adapters and token dispatchers.
+/// A vision transformer with token dispatchers and what tuning methods add.
 pub struct Vit {
     dims: Dims,
     dispatch: DispatchConfig,
     taps: Vec<usize>,
     grid: (usize, usize),
     no_embed_class: bool,
-    patch_embed: PatchEmbed,
     cls_token: Option<Tensor>,
     reg_token: Option<Tensor>,
     pos_embed: Tensor,
-    blocks: Vec<Block>,
-    /// The same blocks without gradients, so that inference keeps no activation.
-    inference: Vec<Block>,
-    norm: (Tensor, Tensor),
+    trunks: Trunks,
+    /// Class, register and prompt tokens before the patches.
+    prefix: usize,
     thresholds: RwLock<Option<Vec<f32>>>,
 }
 
@@ -51,34 +51,47 @@ impl Vit {
         if let Some(tap) = taps.iter().find(|&&tap| tap >= dims.depth) {
             bail!("tap {tap} is beyond the last of {} blocks (they count from 0)", dims.depth);
         }
-        let scope = match tuning.backbone {
-            BackboneTuning::Frozen => scope.frozen(),
-            BackboneTuning::Full => scope.trainable(),
-        };
+        let extended = tuning.memory.as_ref().is_some_and(|memory| !memory.earlier.is_empty());
+        let keep = if cfg.weights.is_some() { Keep::Trained } else { Keep::All };
+        let base = if extended { scope.keeping(keep) } else { scope.clone() };
+        let roles = Roles::new(tuning.backbone, dims.depth, &base);
         let [rows, columns] = cfg.pos_embed_grid;
         let positions = rows * columns + if cfg.no_embed_class { 0 } else { dims.prefix() };
-        let block = |i: usize| Block::new(i, &dims, dispatch, tuning, &scope.pp("blocks").pp(i));
-        let blocks = (0..dims.depth).map(block).collect::<Result<Vec<_>>>()?;
-        let token = |name: &str, count: usize| {
+        let block = |i: usize| {
+            let added = BlockTuning::new(tuning, &dims, i, &base.trainable())?;
+            Block::new(i, &dims, dispatch, added, &roles.block(i).pp("blocks").pp(i))
+        };
+        let others = roles.embedding();
+        // Memory is trained together with the class token that reads it.
+        let class = if tuning.memory.is_some() { base.trainable() } else { others.clone() };
+        let token = |name: &str, count: usize, scope: &Scope| {
             let init = Init::Normal(1e-6);
             (count > 0).then(|| scope.param(name, (1, count, dims.dim), init)).transpose()
+        };
+        let added = match &tuning.memory {
+            Some(memory) => AddedTasks::new(memory, &dims, &base.trainable(), &scope.trainable())?,
+            None => None,
         };
         Ok(Self {
             dispatch: dispatch.clone(),
             taps: taps.to_vec(),
             grid: (rows, columns),
             no_embed_class: cfg.no_embed_class,
-            patch_embed: PatchEmbed::new(dims.patch, dims.dim, &scope.pp("patch_embed"))?,
-            cls_token: token("cls_token", dims.cls_tokens)?,
-            reg_token: token("reg_token", dims.reg_tokens)?,
-            pos_embed: scope.param(
+            cls_token: token("cls_token", dims.cls_tokens, &class)?,
+            reg_token: token("reg_token", dims.reg_tokens, &others)?,
+            pos_embed: others.param(
                 "pos_embed",
                 (1, positions, dims.dim),
                 Init::TruncatedNormal(0.02),
             )?,
-            inference: blocks.iter().map(Block::detached).collect(),
-            blocks,
-            norm: layer_norm(dims.dim, &scope.pp("norm"))?,
+            trunks: Trunks::new(Trunk {
+                patch_embed: PatchEmbed::new(dims.patch, dims.dim, &others.pp("patch_embed"))?,
+                embedding: EmbeddingTuning::new(tuning, &dims, &base.trainable())?,
+                blocks: (0..dims.depth).map(block).collect::<Result<_>>()?,
+                norm: layer_norm(dims.dim, &roles.norm().pp("norm"))?,
+                added,
+            }),
+            prefix: dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens),
             thresholds: RwLock::new(None),
             dims,
         })
@@ -92,19 +105,22 @@ impl Vit {
     pub fn forward(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
         let mut maps: Vec<Option<Tensor>> = vec![None; self.taps.len()];
         let (_, _, height, width) = images.dims4()?;
-        let (size, prefix) = ((height, width), self.dims.prefix());
+        let (size, prefix) = ((height, width), self.prefix);
         let (grid, padded) = (self.dims.grid(size), self.dims.padded_grid(size));
-        let (last, kept) = self.visit(images, pass, |index, x| {
+        let form = Form::new(&self.trunks, pass)?;
+        let Passed { tokens, added, kept } = self.run(images, &form, |index, x, _| {
             for (map, _) in maps.iter_mut().zip(&self.taps).filter(|(_, tap)| **tap == index) {
                 *map = Some(map_of(x, prefix, padded, grid)?);
             }
             Ok(())
         })?;
-        let last = cropped(&last, padded, grid)?;
-        let norm = if pass.tracks() { self.norm.clone() } else { detached(&self.norm) };
+        let last = cropped(&tokens, padded, grid)?;
+        let (weight, bias) = &form.trunk.norm;
+        let normed = |x: &Tensor| ops::layer_norm(x, weight, bias, NORM_EPS);
         Ok(Features {
             maps: maps.into_iter().flatten().collect(),
-            tokens: ops::layer_norm(&last, &norm.0, &norm.1, NORM_EPS)?,
+            tokens: normed(&last)?,
+            added: added.iter().map(|x| normed(x)?.squeeze(1)).collect::<Result<_>>()?,
             grid,
             prefix,
             frames: 1,
@@ -124,33 +140,63 @@ impl Vit {
         pass: &Pass,
         mut look: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<(Tensor, KeptStats)> {
-        let (mut x, padded) = self.embed(images)?;
-        let (_, _, height, width) = images.dims4()?;
+        self.visit_with_added(images, pass, |index, x, _| look(index, x))
+    }
+
+    /// [`Vit::visit`] that shows the class tokens of added tasks too, each `[B, 1, C]`.
+    ///
+    /// # Errors
+    /// As [`Vit::visit`].
+    pub fn visit_with_added(
+        &self,
+        images: &Tensor,
+        pass: &Pass,
+        look: impl FnMut(usize, &Tensor, &[Tensor]) -> Result<()>,
+    ) -> Result<(Tensor, KeptStats)> {
+        let Passed { tokens, kept, .. } =
+            self.run(images, &Form::new(&self.trunks, pass)?, look)?;
+        Ok((tokens, kept))
+    }
+
+    fn run(
+        &self,
+        images: &Tensor,
+        form: &Form,
+        mut look: impl FnMut(usize, &Tensor, &[Tensor]) -> Result<()>,
+    ) -> Result<Passed> {
+        let Form { trunk, pass, added: tasks } = form;
+        let (mut x, padded) = self.embed(images, trunk)?;
+        let (batch, _, height, width) = images.dims4()?;
         let grid = self.dims.grid((height, width));
         let thresholds = self.thresholds();
-        let mut selector =
-            Selector::new(pass, &self.dispatch, thresholds.as_deref(), self.dims.prefix())
-                .cropping(padded, grid);
+        let mut selector = Selector::new(pass, &self.dispatch, thresholds.as_deref(), self.prefix)
+            .cropping(padded, grid);
         selector.seed_random(images)?;
-        let blocks = if pass.tracks() { &self.blocks } else { &self.inference };
-        for (index, block) in blocks.iter().enumerate() {
+        let mut added = match tasks {
+            Some(tasks) => tasks.tokens(batch)?,
+            None => Vec::new(),
+        };
+        for (index, block) in trunk.blocks.iter().enumerate() {
             if !pass.tracks() {
                 x = x.detach();
             }
+            if let Some(tasks) = tasks {
+                added = block.read(tasks, &x, &added)?;
+            }
             x = block.forward(&x, padded, &mut selector)?;
-            look(index, &x)?;
+            look(index, &x, &added)?;
         }
-        Ok((x, selector.finish()))
+        Ok(Passed { tokens: x, added, kept: selector.finish() })
     }
 
-    /// The tokens before the first block, `[B, prefix + P, C]` (class token, registers, patches), and the grid of the
-    /// patches.
-    pub(crate) fn embed(&self, images: &Tensor) -> Result<(Tensor, (usize, usize))> {
+    /// The tokens before the first block, `[B, prefix + P, C]` (class token, registers, prompts, patches), and the grid of
+    /// the patches.
+    pub(crate) fn embed(&self, images: &Tensor, trunk: &Trunk) -> Result<(Tensor, (usize, usize))> {
         let (_, _, height, width) = images.dims4()?;
         let (rows, columns) = self.dims.padded_grid((height, width));
         let patch = self.dims.patch;
         let images = crate::model::pad_to(images, (rows * patch, columns * patch))?;
-        let (patches, grid) = self.patch_embed.forward(&images)?;
+        let (patches, grid) = trunk.patch_embed.forward(&images)?;
         let prefix = if self.no_embed_class { 0 } else { self.dims.prefix() };
         let pos = resize_pos_embed(&self.pos_embed, prefix, self.grid, grid)?;
         let batch = patches.dim(0)?;
@@ -161,12 +207,37 @@ impl Vit {
         }
         parts.push(patches);
         let x = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
-        Ok((if self.no_embed_class { x } else { x.broadcast_add(&pos)? }, grid))
+        let x = if self.no_embed_class { x } else { x.broadcast_add(&pos)? };
+        Ok((trunk.embedding.with_prompts(x)?, grid))
     }
 
-    /// The blocks without gradients, for calibration.
-    pub(crate) fn inference_blocks(&self) -> &[Block] {
-        &self.inference
+    /// What inference runs on: without gradients, tuned weights in place of the pretrained ones.
+    pub(crate) fn inference(&self) -> Result<Arc<Trunk>> {
+        self.trunks.inference()
+    }
+
+    /// The pretrained layers' weights as tuning changes them, by their names in the backbone: those of a plain model with
+    /// the same outputs, where nothing else is added.
+    ///
+    /// # Errors
+    /// If tensor arithmetic fails.
+    pub fn merged_weights(&self) -> Result<Vec<(String, Tensor)>> {
+        self.trunks.merged()
+    }
+
+    /// Whether this is a trained model with tasks added to it.
+    pub fn is_extended(&self) -> bool {
+        self.trunks.trained().added.is_some()
+    }
+
+    /// Rows and columns of patches that the position embedding is for.
+    pub fn grid(&self) -> (usize, usize) {
+        self.grid
+    }
+
+    /// Class, register and prompt tokens before the patches.
+    pub fn prefix(&self) -> usize {
+        self.prefix
     }
 
     /// What a head must know.
@@ -211,6 +282,67 @@ impl Vit {
     }
 }
 
+/// Which of the pretrained weights are trained.
+struct Roles<'a> {
+    tuning: BackboneTuning,
+    depth: usize,
+    base: &'a Scope<'a>,
+}
+
+impl<'a> Roles<'a> {
+    fn new(tuning: BackboneTuning, depth: usize, base: &'a Scope<'a>) -> Self {
+        Self { tuning, depth, base }
+    }
+
+    /// For what precedes the blocks.
+    fn embedding(&self) -> Scope<'a> {
+        match self.tuning {
+            BackboneTuning::Frozen | BackboneTuning::Partial(_) => self.base.frozen(),
+            BackboneTuning::Bitfit => self.base.frozen().with_trainable_biases(),
+            BackboneTuning::Full => self.base.trainable(),
+        }
+    }
+
+    fn block(&self, index: usize) -> Scope<'a> {
+        match self.tuning {
+            BackboneTuning::Partial(last) if index + last >= self.depth => self.base.trainable(),
+            _ => self.embedding(),
+        }
+    }
+
+    /// For the final norm, which goes with the last block.
+    fn norm(&self) -> Scope<'a> {
+        self.block(self.depth - 1)
+    }
+}
+
+/// The weights and the pass that a forward pass runs with. Where tasks were added, everything else is as at inference:
+/// what they are trained on is what they will see, and nothing of it needs a gradient.
+struct Form<'a> {
+    trunk: Arc<Trunk>,
+    pass: Pass<'a>,
+    added: Option<AddedTasks>,
+}
+
+impl<'a> Form<'a> {
+    fn new(trunks: &Trunks, pass: &Pass<'a>) -> Result<Self> {
+        let Some(tasks) = &trunks.trained().added else {
+            return Ok(Self { trunk: trunks.of(pass)?, pass: *pass, added: None });
+        };
+        let tasks = if pass.tracks() { tasks.clone() } else { tasks.detached() };
+        let pass = if let Pass::Complete(_) = pass { *pass } else { Pass::Infer };
+        Ok(Self { trunk: trunks.inference()?, pass, added: Some(tasks) })
+    }
+}
+
+/// What came out of the last block.
+struct Passed {
+    tokens: Tensor,
+    /// The class tokens of added tasks, each `[B, 1, C]`.
+    added: Vec<Tensor>,
+    kept: KeptStats,
+}
+
 /// The patches of `x` `[B, prefix + P, C]`, which lie on the grid `padded`, as a map `[B, C, h, w]` of the upper left `grid`.
 fn map_of(
     x: &Tensor,
@@ -240,7 +372,7 @@ fn cropped(x: &Tensor, padded: (usize, usize), grid: (usize, usize)) -> Result<T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AdapterConfig;
+    use crate::config::{AdapterConfig, Placement};
     use crate::params::{ParamStore, Role};
     use candle_core::{DType, Device};
 
@@ -266,8 +398,15 @@ mod tests {
 
     fn vit(store: &ParamStore, tuned: BackboneTuning) -> Vit {
         let dispatch = DispatchConfig { variant: Variant::Mlp, ..DispatchConfig::default() };
-        let adapter = AdapterConfig { bottleneck: 4, scale: 0.5, dropout: 0.0, experts: 1 };
-        let tuning = TuningConfig { backbone: tuned, adapter: Some(adapter) };
+        let adapter = AdapterConfig {
+            bottleneck: 4,
+            scale: 0.5,
+            dropout: 0.0,
+            experts: 1,
+            placement: Placement::Parallel,
+        };
+        let tuning =
+            TuningConfig { backbone: tuned, adapter: Some(adapter), ..TuningConfig::default() };
         Vit::new(&backbone(), &dispatch, &tuning, &[1], &store.root()).unwrap()
     }
 
@@ -280,7 +419,7 @@ mod tests {
         let store = store();
         let vit = vit(&store, BackboneTuning::Frozen);
         let images = Tensor::randn(0f32, 1.0, (2, 3, 12, 12), &Device::Cpu)?;
-        assert!(!vit.embed(&images)?.0.track_op());
+        assert!(!vit.embed(&images, vit.trunks.trained())?.0.track_op());
         let features = vit.forward(&images, &Pass::Infer)?;
         assert!(!features.tokens.track_op() && !features.maps[0].track_op());
         assert!(vit.forward(&images, &Pass::InferMasked)?.tokens.track_op());

@@ -6,6 +6,8 @@ use super::{
     TuningConfig, Variant,
 };
 
+mod tuning;
+
 type Check = std::result::Result<(), String>;
 
 /// Whether the values of `config` make sense; the error is one sentence that names the key.
@@ -13,11 +15,7 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
     device(&config.device)?;
     backbone(&config.backbone)?;
     dispatch(&config.dispatch)?;
-    if let Some(adapter) = &config.tuning.adapter {
-        require(adapter.bottleneck > 0, "tuning.adapter.bottleneck", "must be at least 1")?;
-        require(adapter.experts > 0, "tuning.adapter.experts", "must be at least 1")?;
-        share(adapter.dropout, "tuning.adapter.dropout")?;
-    }
+    tuning::check(&config.tuning, &config.backbone)?;
     split(&config.data.train, "data.train")?;
     split(&config.data.val, "data.val")?;
     for (value, key) in [
@@ -56,6 +54,8 @@ fn cached_features<H>(config: &Config<H>) -> Check {
     require(classifies, key, &rule("it is for classification, whose head needs one token"))?;
     let frozen = config.tuning == TuningConfig::default();
     require(frozen, key, &rule("`tuning` trains parts of the backbone"))?;
+    let alone = config.extends.is_none();
+    require(alone, key, &rule("the task of `extends` needs the tokens of its own memory"))?;
     let dense = config.dispatch.variant == Variant::None;
     require(dense, key, &rule("`dispatch` trains parts of the backbone"))?;
     require(config.backbone.drop_path == 0.0, key, &rule("`backbone.drop_path` is random"))?;

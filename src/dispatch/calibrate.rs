@@ -47,14 +47,14 @@ struct Cut {
 /// Goes layer by layer; `choose(layer, logits)` fixes the layer's threshold before the layer works.
 fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
     let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
-    let prefix = vit.dims().prefix();
+    let (prefix, trunk) = (vit.prefix(), vit.inference()?);
     let embed = |images: &Tensor| -> Result<_> {
-        let ((x, padded), (_, _, height, width)) = (vit.embed(images)?, images.dims4()?);
+        let ((x, padded), (_, _, height, width)) = (vit.embed(images, &trunk)?, images.dims4()?);
         Ok((x.detach(), padded, vit.dims().grid((height, width))))
     };
     let mut tokens = batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
-    for (index, block) in vit.inference_blocks().iter().enumerate() {
+    for (index, block) in trunk.blocks.iter().enumerate() {
         // Where the MLP alone is dispatched, its tokens are those after the attention. With an infinite threshold the
         // MLP half scores them and computes next to nothing else.
         let mut logits = Vec::new();

@@ -2,6 +2,7 @@
 
 use crate::backbone::Dims;
 use crate::config::{DispatchConfig, TuningConfig, Variant};
+use crate::tuning;
 
 /// The multiply-adds of one forward pass over one image, part by part.
 ///
@@ -52,7 +53,8 @@ pub fn backbone(
 ) -> FlopCount {
     let grid = dims.padded_grid(size);
     let patches = (grid.0 * grid.1) as f64;
-    let tokens = patches + dims.prefix() as f64;
+    let prefix = (dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens)) as f64;
+    let tokens = patches + prefix;
     let (dim, depth, hidden) = (dims.dim as f64, dims.depth as f64, dims.hidden as f64);
     let mut count = FlopCount::default();
     let embedding = patches * dim * 3.0 * (dims.patch * dims.patch) as f64;
@@ -61,7 +63,7 @@ pub fn backbone(
     let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
     let active = match dispatch.variant {
         Variant::None => tokens,
-        Variant::Mlp => dims.prefix() as f64 + kept * patches,
+        Variant::Mlp => prefix + kept * patches,
     };
     same("mlp", depth * active * 2.0 * dim * hidden);
     if dispatch.variant != Variant::None {
@@ -74,6 +76,7 @@ pub fn backbone(
             same("routers and merging", depth * experts * (dim + 2.0 * dim * width));
         }
     }
+    tuning::flops::count(&mut count, dims, tuning, tokens);
     count
 }
 

@@ -42,10 +42,22 @@ pub struct Meta {
     pub backbone: Option<BackboneFile>,
     /// Names of the classes in the order of their numbers.
     pub classes: Vec<String>,
+    /// The tasks that this one was added to, the first one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<EarlierTask>,
     /// Time spent on training so far.
     pub seconds: f64,
     /// The resolved config as YAML.
     pub config: String,
+}
+
+/// A task that a model was trained for before another one was added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EarlierTask {
+    /// The config of its run as YAML.
+    pub config: String,
+    /// Names of its classes in the order of their numbers.
+    pub classes: Vec<String>,
 }
 
 /// Thresholds that meet one budget.

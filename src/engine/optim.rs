@@ -202,12 +202,13 @@ pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// Norms, biases, LayerScale and embeddings are not pulled towards zero.
+/// Norms, biases, LayerScale, embeddings and learned tokens are not pulled towards zero.
 fn decays(name: &str, rank: usize) -> bool {
+    const EXEMPT: [&str; 6] =
+        ["bias", "shift_bias", "pos_embed", "cls_token", "reg_token", "dist_token"];
     let last = name.rsplit('.').next().unwrap_or(name);
-    rank > 1
-        && last != "bias"
-        && !["pos_embed", "cls_token", "reg_token", "dist_token"].contains(&last)
+    let tokens = ["prompts.", "memory.", "task_cls."].iter().any(|part| name.contains(part));
+    rank > 1 && !tokens && !EXEMPT.contains(&last)
 }
 
 /// The learning rate's factor: the head's, or inside the backbone decay^(depth − i) for block i, one power more for the

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::{self, BackboneFile, Best, Checkpoint, Meta, Source, Thresholds};
+use super::checkpoint::{
+    self, BackboneFile, Best, Checkpoint, EarlierTask, Meta, Source, Thresholds,
+};
 use super::log::JsonLog;
 use super::progress::{Progress, human};
 use super::run::Run;
@@ -18,8 +20,7 @@ use crate::config::{Config, OptimizerConfig, TrainConfig, load};
 use crate::data::Batch;
 use crate::fs::atomic_write;
 use crate::head::{Head, World};
-use crate::model::Model;
-use crate::params::Role;
+use crate::model::{Model, TrainedParts};
 use crate::rng::Rng;
 use crate::weights::checkpoint::Tensors;
 use crate::{Error, Result};
@@ -91,6 +92,7 @@ impl<'a, H: Head> Trainer<'a, H> {
             evaluated: None,
             backbone: BackboneFile::of(&config.backbone, &model.params)?,
             classes,
+            earlier: Vec::new(),
             seconds: 0.0,
             config: load::to_yaml(config)?,
         };
@@ -105,6 +107,13 @@ impl<'a, H: Head> Trainer<'a, H> {
             rng: Rng::new(config.seed),
             meta,
         })
+    }
+
+    /// The same training of a task that is added to `earlier` ones.
+    #[must_use]
+    pub fn adding_to(mut self, earlier: Vec<EarlierTask>) -> Self {
+        self.meta.earlier = earlier;
+        self
     }
 
     /// Takes up the run's last checkpoint, if there is one.
@@ -304,10 +313,7 @@ impl<'a, H: Head> Trainer<'a, H> {
         results.insert("step".into(), json!(self.meta.step));
         results.insert("best".into(), json!(self.meta.best));
         results.insert("trainable_parameters".into(), json!(self.model.trainable_count()));
-        let trained = self.model.params.with_role(Role::Trainable).into_iter();
-        let backbone = trained.filter(|(name, _)| name.starts_with("backbone."));
-        let backbone: usize = backbone.map(|(_, var)| var.elem_count()).sum();
-        results.insert("trainable_backbone_parameters".into(), json!(backbone));
+        results.insert("trained".into(), json!(TrainedParts::of(&self.model.params)));
         results.insert("train_seconds".into(), json!(self.meta.seconds));
         results.insert("peak_memory_bytes".into(), json!(peak_memory_bytes()));
         let text = serde_json::to_string_pretty(&results).map_err(Error::usage)?;

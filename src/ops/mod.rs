@@ -6,6 +6,7 @@
 
 mod attention;
 mod attention_branch;
+mod attention_reading;
 mod attention_tiles;
 mod batch_norm;
 mod box_decode;
@@ -28,6 +29,7 @@ mod mlp_rows;
 pub mod optimizer;
 mod pool;
 mod relative_position;
+mod rescale;
 mod resize;
 mod roi_align;
 pub(crate) mod rows;
@@ -63,6 +65,7 @@ pub use losses::{
 pub use mlp_branch::MlpBranch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
 pub use relative_position::{RelativePosition, resize_relative_position};
+pub use rescale::rescale;
 pub use resize::{Interpolation, resize, resize_bilinear};
 pub use roi_align::{Roi, RoiAlign, pyramid_level, roi_align, roi_align_bitmap};
 pub use softmax::{log_softmax, softmax};

@@ -15,8 +15,22 @@ mod positions;
 
 /// Parts of names that the method adds to a pretrained backbone. They may be missing in a file that holds none of the
 /// kind, and a file may hold them although the model does not.
-const ADDED: [&str; 7] =
-    ["adaptmlp.", "adaptattn.", "adaptlayer.", "token_select.", "fpn1.", "fpn2.", "simfp_"];
+const ADDED: [&str; 14] = [
+    "adaptmlp.",
+    "adaptattn.",
+    "adaptlayer.",
+    "token_select.",
+    "fpn1.",
+    "fpn2.",
+    "simfp_",
+    "lora.",
+    "rlrr.",
+    "ssf",
+    "ia3.",
+    "prompts.",
+    "memory.",
+    "task_cls.",
+];
 
 /// Whether `name` is that of a layer with one row per class: with other classes it starts anew.
 fn is_classifier(name: &str) -> bool {

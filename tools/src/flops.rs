@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use candle_core::Device;
 use rescatter::Error;
 use rescatter::config::{EvalMode, Inference, SplitConfig, TransformConfig, Variant};
 use rescatter::dispatch::flops::FlopCount;
+use rescatter::model::TrainedParts;
+use rescatter_heads::extension::Base;
 use rescatter_heads::flops::{Pass, count};
-use rescatter_heads::{Config, task};
+use rescatter_heads::{Config, TaskModel, task};
 use serde_json::json;
 
 /// Arguments of `rescatter flops`.
@@ -32,7 +35,8 @@ pub(crate) struct Args {
 
 /// Runs `rescatter flops`.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let config: Config = rescatter::config::load::load(&args.config, &args.overrides)?;
+    let mut config: Config = rescatter::config::load::load(&args.config, &args.overrides)?;
+    let base = Base::open(&mut config)?;
     let pass = Pass {
         size: match &args.size {
             Some(text) => parse_size(text)?,
@@ -45,13 +49,23 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         bail!("--kept is a share between 0 and 1, got {}", pass.kept);
     }
     let count = count(&config, pass)?;
+    let trained = trained(config, base.as_ref(), pass.classes)?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        print_json(&mut out, &count, pass)?
+        print_json(&mut out, &count, pass, trained)?
     } else {
-        print_table(&mut out, &count, pass)?
+        print_table(&mut out, &count, pass)?;
+        writeln!(out, "{trained}")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What training would change.
+fn trained(mut config: Config, base: Option<&Base>, classes: usize) -> Result<TrainedParts> {
+    config.backbone.weights = None;
+    let earlier = base.map_or(&[][..], Base::earlier);
+    let (model, _) = TaskModel::added_to(earlier, &config, classes, &Device::Cpu)?;
+    Ok(TrainedParts::of(model.params()))
 }
 
 fn parse_size(text: &str) -> Result<(usize, usize)> {
@@ -113,7 +127,12 @@ fn print_table(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::
     )
 }
 
-fn print_json(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::Result<()> {
+fn print_json(
+    out: &mut impl Write,
+    count: &FlopCount,
+    pass: Pass,
+    trained: TrainedParts,
+) -> std::io::Result<()> {
     let part = |part: &rescatter::dispatch::flops::Part| {
         json!({
             "name": part.name,
@@ -126,6 +145,7 @@ fn print_json(out: &mut impl Write, count: &FlopCount, pass: Pass) -> std::io::R
         "kept": pass.kept,
         "nominal_gmacs": count.nominal_gmacs(),
         "executed_gmacs": count.executed_gmacs(),
+        "trained": trained,
         "parts": count.parts.iter().map(part).collect::<Vec<_>>(),
     });
     writeln!(out, "{report:#}")

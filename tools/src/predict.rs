@@ -2,6 +2,7 @@
 
 mod classification;
 mod detection;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use rescatter::data::{self, LabelMap};
 use rescatter::weights::checkpoint;
 use rescatter::{Error, draw};
 use rescatter_heads::run::Trained;
+use rescatter_heads::tasks::TasksPredictor;
 use rescatter_heads::{ClassPredictor, DetectionPredictor, Prediction, Predictor, TaskModel};
 
 use crate::trained::Checkpoint;
@@ -31,7 +33,8 @@ pub(crate) struct Args {
     /// Images, or folders of images.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
-    /// Where the results go: `overlays/`, `labels/` (or `detections/`, `classes/`), `tokens/` and `legend.png`.
+    /// Where the results go: `overlays/`, `labels/` (or `detections/`), `tokens/` and `legend.png`; of classifiers and of
+    /// models that were extended `tasks/`, a JSON file per image with a section per task.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Which checkpoint of the run.
@@ -62,10 +65,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             AnyWriter::Detection(detection::Writer::new(&args, predictor)?)
         }
         TaskModel::Classification(_) => {
-            let predictor = ClassPredictor::new(trained)?;
-            AnyWriter::Classification(classification::Writer::new(&args, predictor)?)
+            if trained.earlier.is_empty() {
+                let predictor = ClassPredictor::new(trained)?;
+                AnyWriter::Classification(classification::Writer::new(&args, predictor)?)
+            } else {
+                AnyWriter::Tasks(tasks::Writer::new(&args, TasksPredictor::new(trained)?)?)
+            }
         }
-        _ => AnyWriter::Segmentation(Writer::new(&args, Predictor::new(trained)?)?),
+        TaskModel::Segmentation(_) => {
+            AnyWriter::Segmentation(Writer::new(&args, Predictor::new(trained)?)?)
+        }
     };
     let mut failed = 0;
     for (name, path) in &images {
@@ -115,6 +124,7 @@ enum AnyWriter<'a> {
     Segmentation(Writer<'a>),
     Detection(detection::Writer<'a>),
     Classification(classification::Writer<'a>),
+    Tasks(tasks::Writer<'a>),
 }
 
 impl AnyWriter<'_> {
@@ -123,6 +133,7 @@ impl AnyWriter<'_> {
             Self::Segmentation(writer) => writer.one(name, path),
             Self::Detection(writer) => writer.one(name, path),
             Self::Classification(writer) => writer.one(name, path),
+            Self::Tasks(writer) => writer.one(name, path),
         }
     }
 }
@@ -154,7 +165,9 @@ impl<'a> Writer<'a> {
             &place(self.args, "overlays", name, "png"),
             &draw::overlay(&image, &labels, &self.palette, OPACITY),
         )?;
-        self.save_labels(&place(self.args, "labels", name, "png"), &labels)?;
+        let first = u16::from(self.args.ade20k_submission);
+        let values = self.palette.len() + usize::from(first);
+        save_labels(&place(self.args, "labels", name, "png"), &labels, (values, first))?;
         if let Some(map) = &token_map {
             let heat = draw::heat_map(&image, map, (1.0, 1.0), self.range(), OPACITY);
             save(&place(self.args, "tokens", name, "png"), &heat)?;
@@ -169,17 +182,17 @@ impl<'a> Writer<'a> {
         }
         Ok(())
     }
+}
 
-    fn save_labels(&self, path: &Path, labels: &LabelMap) -> Result<()> {
-        let (height, width) = labels.dim();
-        let first = u16::from(self.args.ade20k_submission);
-        let value = |x: u32, y: u32| labels[(y as usize, x as usize)] + first;
-        let (width, height) = (width as u32, height as u32);
-        if self.palette.len() + usize::from(first) <= 256 {
-            save(path, &ImageBuffer::from_fn(width, height, |x, y| Luma([value(x, y) as u8])))
-        } else {
-            save(path, &ImageBuffer::from_fn(width, height, |x, y| Luma([value(x, y)])))
-        }
+/// Writes the labels counted from `first` as PNG, of 8 bits where so many different values are few enough.
+fn save_labels(path: &Path, labels: &LabelMap, (values, first): (usize, u16)) -> Result<()> {
+    let (height, width) = labels.dim();
+    let value = |x: u32, y: u32| labels[(y as usize, x as usize)] + first;
+    let (width, height) = (width as u32, height as u32);
+    if values <= 256 {
+        save(path, &ImageBuffer::from_fn(width, height, |x, y| Luma([value(x, y) as u8])))
+    } else {
+        save(path, &ImageBuffer::from_fn(width, height, |x, y| Luma([value(x, y)])))
     }
 }
 

@@ -12,8 +12,9 @@ use rescatter::engine::progress::bytes;
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::engine::{self, Outcome, Run, Start, Trainer};
 use rescatter::head::Head;
-use rescatter::model::Model;
+use rescatter::model::{Model, TrainedParts};
 use rescatter_heads::cached::as_tokens;
+use rescatter_heads::extension::Base;
 use rescatter_heads::run::device;
 use rescatter_heads::{CachedFeatures, Config, TaskModel, calibration, task};
 use serde_json::Value;
@@ -54,12 +55,18 @@ pub(crate) fn train(
     start: Start,
     stop: &AtomicBool,
 ) -> anyhow::Result<Outcome> {
+    let base = Base::open(&mut config)?;
     task::resolve_epochs(&mut config)?;
     let config = &config;
     let run = Run::claim(folder, config, start)?;
     let classes = task::class_names(config)?;
-    let task = TaskModel::new(config, classes.len(), &device(&config.device)?)?;
-    let session = Session { config, run, classes, task: &task, stop };
+    let device = device(&config.device)?;
+    let earlier = base.as_ref().map_or(&[][..], Base::earlier);
+    let (task, _) = TaskModel::added_to(earlier, config, classes.len(), &device)?;
+    if let Some(base) = &base {
+        base.hand_over(&task)?;
+    }
+    let session = Session { config, run, classes, task: &task, base, stop };
     match &task {
         TaskModel::Segmentation(model) => {
             // A validation set that is missing or has other classes is found before the training, not after it.
@@ -89,6 +96,7 @@ struct Session<'a> {
     run: Run,
     classes: Vec<String>,
     task: &'a TaskModel,
+    base: Option<Base>,
     stop: &'a AtomicBool,
 }
 
@@ -115,7 +123,9 @@ impl Session<'_> {
         set: Arc<dyn Dataset<Target = T>>,
         prepare: impl Fn(Batch<T>) -> rescatter::Result<Batch<H::Target>>,
     ) -> anyhow::Result<Outcome> {
-        let mut trainer = Trainer::new(model, self.run.clone(), self.config, self.classes.clone())?;
+        let earlier = self.base.as_ref().map_or(Vec::new(), |base| base.earlier().to_vec());
+        let mut trainer = Trainer::new(model, self.run.clone(), self.config, self.classes.clone())?
+            .adding_to(earlier);
         trainer.resume(self.config)?;
         let options = LoaderOptions {
             batch_size: self.config.train.batch_size,
@@ -126,9 +136,9 @@ impl Session<'_> {
             ..LoaderOptions::default()
         };
         tracing::info!(
-            "{} training images · {} trained numbers · step {} of {}",
+            "{} training images · {} · step {} of {}",
             set.len(),
-            model.trainable_count(),
+            TrainedParts::of(&model.params),
             trainer.step(),
             trainer.iterations()
         );
@@ -148,9 +158,12 @@ impl Session<'_> {
         Ok(outcome)
     }
 
-    /// Calibrates the budgets on training images, then scores the validation set.
+    /// Calibrates the budgets on training images (but not those of a model that the task is added to), then scores the validation set.
     fn evaluate(&self) -> rescatter::Result<engine::Evaluation> {
-        let thresholds = calibration::budgets(self.task, self.config)?;
+        let thresholds = match &self.base {
+            Some(base) => base.thresholds(),
+            None => calibration::budgets(self.task, self.config)?,
+        };
         let found = self.task.evaluate(self.config, &self.classes, &|_, _| {})?;
         if matches!(self.task, TaskModel::Detection(_)) {
             Detection::write_all(&self.run.detections_path(), &found.detections)?;

@@ -1,8 +1,9 @@
-//! `rescatter weights`: look into checkpoints, convert them, export a run, and list what can be loaded.
+//! `rescatter weights`: look into checkpoints, convert them, export or merge a run, and list what can be loaded.
 
 mod export;
 mod inspect;
 mod list;
+mod merge;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,6 +29,8 @@ enum Command {
     Convert(ConvertArgs),
     /// Write a run as one file for deployment: frozen and trained weights, config and thresholds.
     Export(export::Args),
+    /// Fold LoRA, RLRR, SSF and (IA)³ into plain weights, prove that nothing changed, and write one file for deployment.
+    Merge(merge::Args),
     /// List the pretrained checkpoints that can be loaded, and where they are published.
     List(list::Args),
 }
@@ -76,6 +79,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args)?,
         Command::Convert(args) => convert(&args)?,
         Command::Export(args) => export::run(&args)?,
+        Command::Merge(args) => merge::run(&args)?,
         Command::List(args) => list::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)

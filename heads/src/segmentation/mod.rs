@@ -56,6 +56,20 @@ impl ClassScores {
     }
 }
 
+impl ClassScores {
+    /// The class of every pixel at the image's own size.
+    ///
+    /// # Errors
+    /// If tensor arithmetic fails.
+    pub fn labels(&self) -> Result<LabelMap> {
+        let scores = self.at_input_size()?;
+        let values = scores.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
+        let scores = ndarray::Array3::from_shape_vec(scores.dims3()?, values);
+        let scores = scores.map_err(candle_core::Error::wrap)?;
+        Ok(argmax::argmax_resized(scores.view(), self.meta.original))
+    }
+}
+
 impl SegmentationHead {
     /// Built from the head's section; its parameters take their checkpoint names below `root`.
     ///

@@ -4,8 +4,10 @@ use anyhow::{Context, Result};
 use rescatter::Error;
 use rescatter::config::{DispatchConfig, TuningConfig, Variant};
 use rescatter::engine::Run;
+use rescatter::model::TrainedParts;
 use rescatter_heads::flops::{Pass, count};
 use rescatter_heads::{Config, task};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::flops::default_size;
@@ -64,13 +66,14 @@ impl Measured {
             ..config.clone()
         };
         let dense = count(&dense, Pass { kept: 1.0, ..pass })?;
-        let backbone_parameters = number("trainable_backbone_parameters")?;
+        let trained = TrainedParts::deserialize(&results["trained"])
+            .map_err(|e| Error::file(&path, format!("`trained`: {e}")))?;
         Ok(Self {
             score,
             figures: Figures {
                 score: number(score)?,
-                backbone_parameters,
-                head_parameters: number("trainable_parameters")? - backbone_parameters,
+                backbone_parameters: (trained.method + trained.dispatchers) as f64,
+                head_parameters: trained.head as f64,
                 gmacs_nominal: macs.nominal_gmacs(),
                 gmacs_executed: macs.executed_gmacs(),
                 gmacs_share: macs.nominal_gmacs() / dense.nominal_gmacs(),

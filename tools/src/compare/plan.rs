@@ -7,6 +7,7 @@ use rescatter::config::{VtabTask, load};
 use rescatter::{Error, data};
 use rescatter_heads::Config;
 use serde::Deserialize;
+use serde_yaml::Value;
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -26,9 +27,9 @@ pub(super) struct Plan {
 #[serde(deny_unknown_fields)]
 pub(super) struct Method {
     pub(super) name: String,
-    /// What differs from the base, `key.path=value`.
+    /// What differs from the base: values by their `key.path`.
     #[serde(default)]
-    overrides: Vec<String>,
+    overrides: serde_yaml::Mapping,
     seeds: Option<Vec<u64>>,
 }
 
@@ -69,6 +70,10 @@ impl Plan {
             )
             .with_hint("give them names that differ in letters or digits"));
         }
+        if let Some(method) = self.methods.iter().find(|m| m.lines().len() < m.overrides.len()) {
+            let name = &method.name;
+            return Err(Error::file(path, format!("`{name}` has an override that is no key with a value")));
+        }
         match self.methods.iter().find(|method| self.seeds(method).is_empty()) {
             Some(method) => Err(Error::file(path, format!("`{}` has no seed", method.name))),
             None => Ok(()),
@@ -85,7 +90,7 @@ impl Plan {
         for task in tasks {
             for (method, row) in self.methods.iter().enumerate() {
                 for seed in self.seeds(row) {
-                    let mut all = row.overrides.clone();
+                    let mut all = row.lines();
                     all.extend(overrides.iter().cloned());
                     if let Some(task) = task {
                         let key = |split| format!("data.{split}.vtab.task={}", task.name());
@@ -98,6 +103,17 @@ impl Plan {
             }
         }
         jobs
+    }
+}
+
+impl Method {
+    /// The overrides as a command line has them.
+    fn lines(&self) -> Vec<String> {
+        // A value in JSON is one in YAML, on one line.
+        let line = |(key, value): (&Value, &Value)| {
+            Some(format!("{}={}", key.as_str()?, serde_json::to_string(value).ok()?))
+        };
+        self.overrides.iter().filter_map(line).collect()
     }
 }
 
@@ -139,7 +155,7 @@ mod tests {
 
     #[test]
     fn every_method_seed_and_task_is_a_run_of_its_own() {
-        let plan = plan("[{ name: DyT r = 0.5 }, { name: LoRA, seeds: [7], overrides: [a=1] }]");
+        let plan = plan("[{ name: DyT r = 0.5 }, { name: LoRA, seeds: [7], overrides: { a.b: { c: [1, x] } } }]");
         let plan = plan.unwrap();
         let places = |tasks: &[Option<VtabTask>]| -> Vec<String> {
             let jobs = plan.jobs(tasks, &["b=2".into()]).into_iter();
@@ -149,7 +165,7 @@ mod tests {
         assert_eq!(places(&[Some(VtabTask::Dtd)])[2], "dtd/lora/seed_7");
         let last = plan.jobs(&[Some(VtabTask::Dtd)], &["b=2".into()]).pop().unwrap();
         let task = ["data.train.vtab.task=dtd", "data.val.vtab.task=dtd"];
-        assert_eq!(last.overrides, ["a=1", "b=2", task[0], task[1], "seed=7"]);
+        assert_eq!(last.overrides, ["a.b={\"c\":[1,\"x\"]}", "b=2", task[0], task[1], "seed=7"]);
     }
 
     #[test]

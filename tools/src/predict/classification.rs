@@ -10,9 +10,10 @@ use rescatter_heads::ClassPredictor;
 use rescatter_heads::classification::Classified;
 use serde_json::{Value, json};
 
+use super::tasks::classification;
 use super::{Args, OPACITY, make_folder, place, save};
 
-/// Classes that are written below the picture and into the JSON.
+/// Classes that are written below the picture.
 const LISTED: usize = 5;
 
 /// Pictures are enlarged to about this width, so that their caption has room.
@@ -39,7 +40,7 @@ impl<'a> Writer<'a> {
         Ok(Self { args, predictor })
     }
 
-    /// One image: `overlays/`, `classes/` and, of a model that dispatches, `tokens/`.
+    /// One image: `overlays/`, `tasks/` and, of a model that dispatches, `tokens/`.
     pub(super) fn one(&self, name: &Path, path: &Path) -> Result<()> {
         let image = data::read_image(path)?;
         let found = self.predictor.predict(&image)?;
@@ -50,7 +51,7 @@ impl<'a> Writer<'a> {
             .collect();
         let picture = draw::stack(&[enlarged(&image), draw::lines(&captions)]);
         save(&place(self.args, "overlays", name, "png"), &picture)?;
-        let json = place(self.args, "classes", name, "json");
+        let json = place(self.args, "tasks", name, "json");
         make_folder(&json)?;
         fs::atomic_write(&json, serde_json::to_vec_pretty(&self.record(path, &found))?)?;
         if let Some(map) = &found.token_map {
@@ -65,13 +66,14 @@ impl<'a> Writer<'a> {
         &self.predictor.classes()[class]
     }
 
+    /// As that of an extended model, with one task.
     fn record(&self, path: &Path, found: &Classified) -> Value {
-        let classes = found.best(LISTED).into_iter().map(|(class, probability)| {
-            json!({ "class": class, "label": self.name(class), "probability": probability })
-        });
+        let classes = self.predictor.classes();
+        let mut section = classification(&found.logits, &found.probabilities, classes);
+        section.insert("task".into(), json!(0));
         json!({
             "image": path.display().to_string(),
-            "classes": classes.collect::<Vec<_>>(),
+            "tasks": [section],
             "kept": found.kept.overall(),
         })
     }

@@ -10,6 +10,7 @@ mod maps;
 mod optim;
 mod rcnn;
 mod regions;
+mod tuning;
 mod vit;
 mod vitdet;
 
@@ -44,6 +45,10 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
         "dyt_vit" => vit::evaluation(fixture),
         "dyt_vit_train" => vit::training(fixture),
         "dense_features" => vit::dense_features(fixture),
+        "rlrr_vit" | "lora_vit" | "ssf_vit" | "ia3_vit" | "bitfit_vit" | "vpt_vit" => {
+            tuning::classifier(fixture)
+        }
+        "memory_vit" => tuning::memory(fixture),
         "vitdet" => vitdet::vitdet(fixture),
         "optim" => optim::optim(fixture),
         "uper_head" => heads::evaluation(fixture),

@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use rescatter::backbone::pyramid::DytPyramid;
 use rescatter::backbone::{Pass, Vit};
-use rescatter::config::{AdapterConfig, BackboneConfig, DispatchConfig, TuningConfig, Variant};
+use rescatter::config::{
+    AdapterConfig, BackboneConfig, DispatchConfig, Placement, TuningConfig, Variant,
+};
 use rescatter::dispatch::{KeptStats, distill_term, rate_term};
 use rescatter::head::{Losses, StepContext, Term, World};
 use rescatter::ops::{self, CrossEntropy};
@@ -28,31 +30,14 @@ impl Net {
             "mlp" => Variant::Mlp,
             _ => return Ok(None),
         };
-        let [height, width]: [usize; 2] = fixture.hyper("img_size")?;
-        let patch_size: usize = fixture.hyper("patch_size")?;
+        let backbone = backbone(fixture)?;
         let dim: usize = fixture.hyper("dim")?;
-        let backbone = BackboneConfig {
-            arch: None,
-            embed_dim: Some(dim),
-            depth: Some(fixture.hyper("depth")?),
-            num_heads: Some(fixture.hyper("heads")?),
-            mlp_ratio: Some(fixture.hyper("mlp_ratio")?),
-            patch_size,
-            layer_scale: fixture.hyper("layer_scale")?,
-            cls_token: true,
-            reg_tokens: fixture.hyper("reg_tokens")?,
-            no_embed_class: fixture.hyper("no_embed_class")?,
-            pos_embed_grid: [height / patch_size, width / patch_size],
-            window: None,
-            rel_pos: None,
-            weights: None,
-            drop_path: 0.0,
-        };
         let adapter = AdapterConfig {
             bottleneck: fixture.hyper("adapter_dim")?,
             scale: fixture.hyper("adapter_scale")?,
             dropout: 0.0,
             experts: fixture.hyper("experts")?,
+            placement: Placement::Parallel,
         };
         let dispatch = DispatchConfig { variant, ..DispatchConfig::default() };
         let tuning = TuningConfig { adapter: Some(adapter), ..TuningConfig::default() };
@@ -73,6 +58,29 @@ impl Net {
         let logits = ops::linear(&class_token, &self.head.0, Some(&self.head.1))?;
         Ok((features.tokens, logits, features.kept))
     }
+}
+
+/// The sizes of the file's vision transformer.
+pub(super) fn backbone(fixture: &Fixture) -> Result<BackboneConfig> {
+    let [height, width]: [usize; 2] = fixture.hyper("img_size")?;
+    let patch_size: usize = fixture.hyper("patch_size")?;
+    Ok(BackboneConfig {
+        arch: None,
+        embed_dim: Some(fixture.hyper("dim")?),
+        depth: Some(fixture.hyper("depth")?),
+        num_heads: Some(fixture.hyper("heads")?),
+        mlp_ratio: Some(fixture.hyper("mlp_ratio")?),
+        patch_size,
+        layer_scale: fixture.hyper("layer_scale")?,
+        cls_token: true,
+        reg_tokens: fixture.hyper("reg_tokens")?,
+        no_embed_class: fixture.hyper("no_embed_class")?,
+        pos_embed_grid: [height / patch_size, width / patch_size],
+        window: None,
+        rel_pos: None,
+        weights: None,
+        drop_path: 0.0,
+    })
 }
 
 fn insert_masks(kept: &KeptStats, outputs: &mut Outputs) {

@@ -6,8 +6,8 @@ use rescatter::Result;
 use rescatter::config::{Inference, load};
 use rescatter::engine::Run;
 use rescatter::engine::checkpoint::{Checkpoint, Meta, Thresholds, export};
-use rescatter_heads::Trained;
 use rescatter_heads::run::Which;
+use rescatter_heads::{Config, TaskModel, Trained};
 
 /// Arguments of `rescatter weights export`.
 #[derive(clap::Args)]
@@ -23,26 +23,36 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Choice {
+pub(super) enum Choice {
     Best,
     Last,
 }
 
+impl From<Choice> for Which {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::Best => Which::Best,
+            Choice::Last => Which::Last,
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
-    let which = match args.checkpoint {
-        Choice::Best => Which::Best,
-        Choice::Last => Which::Last,
-    };
+    let which = args.checkpoint.into();
     // Averages take the place of the weights, and thresholds that the checkpoint lacks are calibrated.
     let trained = Trained::open(&args.run, which, &[])?.calibrated()?;
-    let meta = deployed(&trained, known(&args.run, which)?)?;
+    let meta = deployed(&trained.config, &trained.model, known(&args.run, which)?)?;
     export(&args.output, trained.model.params(), &meta)?;
     let numbers: usize = trained.model.params().all().iter().map(|(_, p)| p.var.elem_count()).sum();
     eprintln!("{}: {numbers} parameters after {} steps", args.output.display(), trained.step);
     Ok(())
 }
 
-fn known(run: &Path, which: Which) -> Result<Meta> {
+/// The metadata of the checkpoint behind `run`, a folder or an exported file.
+pub(super) fn known(run: &Path, which: Which) -> Result<Meta> {
+    if run.is_file() {
+        return Ok(Checkpoint::read(run)?.meta);
+    }
     let run = Run::open(run)?;
     let path = match which {
         Which::Best => run.best_path(),
@@ -52,12 +62,12 @@ fn known(run: &Path, which: Which) -> Result<Meta> {
 }
 
 /// The metadata without what only this machine knows, with the thresholds that the model runs with.
-fn deployed(trained: &Trained, mut meta: Meta) -> Result<Meta> {
-    let mut config = trained.config.clone();
+pub(super) fn deployed(config: &Config, model: &TaskModel, mut meta: Meta) -> Result<Meta> {
+    let mut config = config.clone();
     config.backbone.weights = None;
     meta.config = load::to_yaml(&config)?;
     if let (Inference::Calibrated(share), Some(values)) =
-        (config.dispatch.inference, trained.model.backbone().thresholds())
+        (config.dispatch.inference, model.backbone().thresholds())
         && !meta.thresholds.iter().any(|known| (known.share - share).abs() < 1e-9)
     {
         meta.thresholds.push(Thresholds { share, values });

@@ -1,0 +1,103 @@
+//! All answers of a model to an image in one pass: those of the tasks that it was extended by, and of the first.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use image::RgbImage;
+use rescatter::Result;
+use rescatter::backbone::{Features, Pass};
+use rescatter::data::LabelMap;
+use rescatter::data::transforms::{Labels, Pipeline};
+use rescatter::head::{Head, ImageMeta};
+use rescatter::model::Model;
+use rescatter::{Error, ops};
+
+use crate::extension::{AnyHead, EarlierHead};
+use crate::images::input;
+use crate::run::{Trained, Which};
+use crate::{ClassifierHead, TaskModel};
+
+/// A classifier with the tasks that it was added to, if there are any.
+pub struct TasksPredictor {
+    model: Model<ClassifierHead>,
+    classes: Vec<String>,
+    earlier: Vec<EarlierHead>,
+    pipeline: Pipeline,
+}
+
+/// What a task says of one image.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// A score per class.
+    Classification {
+        /// As the head gives them.
+        logits: Vec<f32>,
+        /// softmax(logits).
+        probabilities: Vec<f32>,
+    },
+    /// The class of every pixel, at the image's own size.
+    Segmentation(LabelMap),
+}
+
+impl TasksPredictor {
+    /// The best checkpoint of a run's folder, or an exported file.
+    ///
+    /// # Errors
+    /// If there is none, or its last task is not a classification.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::new(Trained::open(path.as_ref(), Which::Best, &[])?.calibrated()?)
+    }
+
+    /// Of a model that was opened before. Every task gets the image as the last task's validation set has it.
+    ///
+    /// # Errors
+    /// If its last task is not a classification.
+    pub fn new(trained: Trained) -> Result<Self> {
+        let Trained { config, model, classes, earlier, .. } = trained;
+        let TaskModel::Classification(model) = model else {
+            return Err(Error::usage("the model does not classify"));
+        };
+        let pipeline = Pipeline::new(&config.data.val.transforms, Labels::AsOnDisk)?;
+        Ok(Self { model, classes, earlier, pipeline })
+    }
+
+    /// The names of the classes of every task, the first task first.
+    pub fn classes(&self) -> Vec<&[String]> {
+        let earlier = self.earlier.iter().map(|earlier| earlier.task.classes.as_slice());
+        earlier.chain([self.classes.as_slice()]).collect()
+    }
+
+    /// The answer of every task, the first task first, from one pass of the backbone.
+    ///
+    /// # Errors
+    /// If the image is too small for the transforms.
+    pub fn predict(&self, image: &RgbImage) -> Result<Vec<Answer>> {
+        let (input, meta) = input(&self.pipeline, image)?;
+        let input = input.to_device(self.model.params.device())?;
+        let features = self.model.backbone.forward(&input, &Pass::Infer)?;
+        let meta = [meta];
+        let mut answers = Vec::with_capacity(self.earlier.len() + 1);
+        for earlier in &self.earlier {
+            answers.push(match &earlier.head {
+                AnyHead::Classification(head) => classification(head, &features, &meta)?,
+                AnyHead::Segmentation(head) => {
+                    let scores = head.predict(&features, &meta)?.swap_remove(0);
+                    Answer::Segmentation(scores.labels()?)
+                }
+            });
+        }
+        answers.push(classification(&self.model.head, &features, &meta)?);
+        Ok(answers)
+    }
+}
+
+fn classification(
+    head: &ClassifierHead,
+    features: &Features,
+    meta: &[ImageMeta],
+) -> Result<Answer> {
+    let logits = head.predict(features, meta)?.swap_remove(0);
+    let scores = Tensor::new(logits.as_slice(), &candle_core::Device::Cpu)?;
+    let probabilities = ops::softmax(&scores.unsqueeze(0)?)?.squeeze(0)?.to_vec1()?;
+    Ok(Answer::Classification { logits, probabilities })
+}

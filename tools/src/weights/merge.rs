@@ -1,0 +1,38 @@
+//! `rescatter weights merge`.
+
+use std::path::PathBuf;
+
+use rescatter::Result;
+use rescatter::engine::checkpoint::export;
+use rescatter_heads::Trained;
+use rescatter_heads::merge::{TOLERANCE, merged};
+
+use super::export::{Choice, deployed, known};
+
+/// Arguments of `rescatter weights merge`.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The folder of a run, or an exported file.
+    run: PathBuf,
+    /// The safetensors file to write; `eval` and `predict` take it in place of the run.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Which checkpoint of the run.
+    #[arg(long, value_name = "WHICH", default_value = "best")]
+    checkpoint: Choice,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let which = args.checkpoint.into();
+    let trained = Trained::open(&args.run, which, &[])?.calibrated()?;
+    let merged = merged(&trained)?;
+    let meta = deployed(&merged.config, &merged.model, known(&args.run, which)?)?;
+    export(&args.output, merged.model.params(), &meta)?;
+    println!(
+        "{}: {} folded into the weights; largest difference of the features {:.1e} of the largest value (at most {TOLERANCE:.0e})",
+        args.output.display(),
+        merged.folded.join(", "),
+        merged.difference,
+    );
+    Ok(())
+}
