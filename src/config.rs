@@ -16,10 +16,12 @@ mod train;
 mod transforms;
 mod tuning;
 pub(crate) mod validate;
+mod vtab;
 
 pub use backbone::{Arch, BackboneConfig, RelPosConfig, WindowConfig, WindowPadding};
 pub use data::{
-    ClassNames, CocoConfig, DataConfig, ImageFolderConfig, MaskFolderConfig, OnError, SplitConfig,
+    CifarConfig, CifarSplit, CifarVariant, ClassNames, CocoConfig, DataConfig, ImageFolderConfig,
+    ImageListConfig, MaskFolderConfig, MixConfig, OnError, SplitConfig, VtabConfig, VtabList,
 };
 pub use dispatch::{
     DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, TauSchedule, Variant,
@@ -28,11 +30,12 @@ pub use train::{
     AdamWConfig, CosineConfig, EvalConfig, EvalMode, GroupConfig, LossConfig, OptimizerConfig,
     PolyConfig, Precision, ScheduleConfig, SgdConfig, TrainConfig,
 };
-pub use transforms::TransformConfig;
+pub use transforms::{Fill, TransformConfig};
 pub use tuning::{
     AdapterConfig, BackboneTuning, Ia3Config, LoraConfig, LoraTarget, MemoryConfig, Placement,
     RlrrConfig, RlrrInit, SsfConfig, TuningConfig, VptConfig,
 };
+pub use vtab::{VtabGroup, VtabTask};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +93,24 @@ pub enum Task {
     Video,
     /// A class for an image.
     Classification,
+}
+
+impl<H> Config<H> {
+    /// Replaces lengths in epochs by iterations for a training set of `samples`: afterwards `train.iterations` is given.
+    pub fn resolve_epochs(&mut self, samples: usize) {
+        let per_step = (self.train.batch_size * self.train.accumulate) as f64;
+        let steps = |epochs: f64| (epochs * samples as f64 / per_step).round() as u64;
+        if let Some(epochs) = self.train.epochs.take() {
+            self.train.iterations = Some(steps(epochs).max(1));
+        }
+        let (warmup_epochs, warmup_iters) = match &mut self.schedule {
+            ScheduleConfig::Poly(c) => (&mut c.warmup_epochs, &mut c.warmup_iters),
+            ScheduleConfig::Cosine(c) => (&mut c.warmup_epochs, &mut c.warmup_iters),
+        };
+        if let Some(epochs) = warmup_epochs.take() {
+            *warmup_iters = steps(epochs);
+        }
+    }
 }
 
 fn auto() -> String {

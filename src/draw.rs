@@ -161,6 +161,17 @@ pub fn stack(parts: &[RgbImage]) -> RgbImage {
     canvas
 }
 
+/// Lines of text below each other, black on white.
+pub fn lines(lines: &[String]) -> RgbImage {
+    let line = LINE.val() as u32 + 4;
+    let width = lines.iter().map(|line| text_width(line)).max().unwrap_or(0) + 2 * GAP;
+    let mut canvas = RgbImage::from_pixel(width, lines.len() as u32 * line + 2 * GAP, WHITE);
+    for (i, content) in lines.iter().enumerate() {
+        text(&mut canvas, (GAP, GAP + i as u32 * line), content, BLACK);
+    }
+    canvas
+}
+
 /// Writes one line with its upper left corner at `(x, y)`; what lies outside the canvas is cut off. Characters that the
 /// font lacks become question marks.
 pub fn text(canvas: &mut RgbImage, (x, y): (u32, u32), line: &str, colour: Rgb<u8>) {

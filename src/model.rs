@@ -5,9 +5,9 @@ use std::fmt::{Display, Formatter};
 use std::sync::Mutex;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::backbone::{Pass, Vit};
+use crate::backbone::{Features, Pass, Vit};
 use crate::config::{Config, LossConfig};
 use crate::dispatch::{KeptStats, distill_term, rate_term};
 use crate::head::{FeatureSpec, Head, ImageMeta, Losses, StepContext};
@@ -45,7 +45,7 @@ impl<H: Head> Model<H> {
         Ok(Self { backbone, head, params, loss: cfg.loss })
     }
 
-    /// The losses of one batch `[B, 3, H, W]`: the head's terms, then `rate`, `complete.*` and `distill` as far as the
+    /// The losses of one batch `[B, 3, H, W]` (or what the backbone gave for it before, pooled to `[B, 1, C]`): the head's terms, then `rate`, `complete.*` and `distill` as far as the
     /// config wants them; and who worked where. The rate is that of this batch alone.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl<H: Head> Model<H> {
         ctx: &StepContext,
         mean_mask: Option<f64>,
     ) -> Result<(Losses, KeptStats)> {
-        let features = self.backbone.forward(images, &Pass::Train(ctx))?;
+        let features = self.features(images, &Pass::Train(ctx))?;
         let mut losses = self.head.losses(&features, targets, ctx)?;
         let dispatch = self.backbone.dispatch();
         // A random mask has no gradient, so its rate is no loss; nor has that of a model that tasks are added to.
@@ -89,6 +89,15 @@ impl<H: Head> Model<H> {
         Ok((losses, features.kept))
     }
 
+    /// What the backbone gives for images `[B, 3, H, W]`. In the place of images there may be `[B, 1, C]`: what it gave before,
+    /// pooled; that is right where nothing before the head is trained or drawn at random.
+    fn features(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
+        match images.rank() {
+            3 => Ok(Features::of_pooled(images.clone())),
+            _ => self.backbone.forward(images, pass),
+        }
+    }
+
     /// \[DyT\] §3.5: the same weights with every token active, as a second task and as the teacher.
     fn add_complete(
         &self,
@@ -97,7 +106,7 @@ impl<H: Head> Model<H> {
         targets: &[H::Target],
         ctx: &StepContext,
     ) -> Result<()> {
-        let features = self.backbone.forward(images, &Pass::Complete(ctx))?;
+        let features = self.features(images, &Pass::Complete(ctx))?;
         let complete =
             self.head.losses(&features, targets, &StepContext { update_stats: false, ..*ctx })?;
         if self.loss.complete > 0.0 {
@@ -139,7 +148,7 @@ impl<H> Model<H> {
 }
 
 /// How many numbers the optimizer may change, by what they belong to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainedParts {
     /// The tuning method, and pretrained weights that are trained.
     pub method: usize,
@@ -208,7 +217,6 @@ fn complete_name(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::Features;
     use crate::head::{Term, World};
     use crate::ops::{self, CrossEntropy};
     use crate::params::{Init, Role};

@@ -30,6 +30,8 @@ pub enum Purpose {
     Synthetic = 8,
     /// A random dispatcher (the ablation of \[DyT\] Table 7).
     RandomDispatch = 9,
+    /// Mixing the images of a batch.
+    Mix = 16,
 }
 
 /// The seed of a run; hands out independent [`Stream`]s.
@@ -129,6 +131,29 @@ impl Stream {
         u.ln() - (-u).ln_1p()
     }
 
+    /// Beta(a, b), as a quotient of gamma draws.
+    pub fn beta(&mut self, a: f64, b: f64) -> f64 {
+        let (x, y) = (self.gamma(a), self.gamma(b));
+        // Both may underflow for tiny shapes, where either end is as likely as its shape is large.
+        if x + y > 0.0 { x / (x + y) } else { f64::from(u8::from(self.chance(a / (a + b)))) }
+    }
+
+    /// Gamma of this shape and scale 1 (Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", 2000).
+    fn gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            return self.gamma(shape + 1.0) * (1.0 - self.uniform()).powf(1.0 / shape);
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = self.normal();
+            let v = (1.0 + c * x).powi(3);
+            if v > 0.0 && (1.0 - self.uniform()).ln() < 0.5 * x * x + d - d * v + d * v.ln() {
+                return d * v;
+            }
+        }
+    }
+
     /// Fisher–Yates.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
@@ -185,6 +210,13 @@ mod tests {
         let mean = draws.iter().sum::<f64>() / n as f64;
         let var = draws.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
         assert!(mean.abs() < 0.02 && (var - 1.0).abs() < 0.03, "mean {mean}, variance {var}");
+        for (a, b) in [(0.2, 0.2), (1.0, 1.0), (2.0, 5.0)] {
+            let draws: Vec<f64> = (0..n).map(|_| stream.beta(a, b)).collect();
+            let mean = draws.iter().sum::<f64>() / n as f64;
+            let var = draws.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
+            let (m, v) = (a / (a + b), a * b / ((a + b) * (a + b) * (a + b + 1.0)));
+            assert!((mean - m).abs() < 0.01 && (var - v).abs() < 0.01, "{mean} {var}: {m} {v}");
+        }
         // A standard logistic variable has variance π²/3.
         let logistic = (0..n).map(|_| stream.gumbel_difference().powi(2)).sum::<f64>() / n as f64;
         assert!(

@@ -267,12 +267,18 @@ fn linear() {
 
 #[test]
 fn classifier() {
-    keeps_its_promises(|| classification("head: { classifier: { pool: cls } }"), vec![0, 2]);
+    keeps_its_promises(
+        || classification("head: { classifier: { pool: cls } }"),
+        vec![0.into(), 2.into()],
+    );
 }
 
 #[test]
 fn classifier_on_the_mean_of_the_patches() {
-    keeps_its_promises(|| classification("head: { classifier: { pool: mean } }"), vec![0, 2]);
+    keeps_its_promises(
+        || classification("head: { classifier: { pool: mean } }"),
+        vec![0.into(), 2.into()],
+    );
 }
 
 /// Sizes that fit 32 pixels, few regions, and whatever `more` says.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
+#[path = "data/classes.rs"]
+mod classes;
 #[path = "data/coco.rs"]
 mod coco;
 #[path = "data/commands.rs"]

@@ -61,8 +61,8 @@ fn head(
     root: &Scope,
 ) -> Result<AnyHead> {
     Ok(match &config.head {
-        HeadConfig::Classifier(_) if task > 0 => {
-            AnyHead::Classification(ClassifierHead::added(task, spec, classes, root)?)
+        HeadConfig::Classifier(head) if task > 0 => {
+            AnyHead::Classification(ClassifierHead::added(task, head, spec, classes, root)?)
         }
         HeadConfig::Classifier(head) => {
             AnyHead::Classification(ClassifierHead::new(head, spec, classes, root)?)

@@ -2,7 +2,9 @@
 //!
 //! A head is one file or folder here, one variant of [`HeadConfig`], and the arms that the compiler then asks for.
 
+pub mod cached;
 pub mod calibration;
+pub mod classification;
 pub mod classifier;
 pub mod detection;
 pub mod evaluation;
@@ -28,6 +30,8 @@ use serde::{Deserialize, Serialize};
 
 use classifier::Pool;
 
+pub use cached::CachedFeatures;
+pub use classification::ClassPredictor;
 pub use classifier::{ClassifierConfig, ClassifierHead};
 pub use detection::DetectionPredictor;
 pub use evaluation::Evaluation;

@@ -108,7 +108,7 @@ impl Predictor {
                 Err(Error::usage("the model detects objects; `DetectionPredictor` is for those"))
             }
             TaskModel::Classification(_) => Err(Error::usage(
-                "the model classifies whole images; `TasksPredictor` is for those",
+                "the model classifies whole images; `ClassPredictor` is for those",
             )),
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use rescatter::backbone::{Dims, Vit};
-use rescatter::config::{CocoConfig, MaskFolderConfig, SplitConfig, Task};
+use rescatter::config::{CocoConfig, MaskFolderConfig, ScheduleConfig, SplitConfig, Task};
 use rescatter::data::coco::Annotations;
 use rescatter::engine::checkpoint::EarlierTask;
 use rescatter::model::Model;
@@ -74,7 +74,7 @@ impl TaskModel {
                     .len()
                 {
                     0 => ClassifierHead::new(head, &spec, classes, root),
-                    task => ClassifierHead::added(task, &spec, classes, root),
+                    task => ClassifierHead::added(task, head, &spec, classes, root),
                 })?)
             }
             (task, head) => {
@@ -134,6 +134,29 @@ fn coco(split: &SplitConfig) -> Option<&CocoConfig> {
 fn label_maps(split: &SplitConfig) -> Option<&MaskFolderConfig> {
     let parts = || split.concat.iter().flatten().find_map(label_maps);
     split.ade20k.as_ref().or(split.coco_stuff.as_ref()).or_else(parts)
+}
+
+/// Lengths that `config` gives in epochs, as iterations: the training set is opened to count its samples.
+///
+/// # Errors
+/// If the set cannot be opened.
+pub fn resolve_epochs(config: &mut Config) -> Result<()> {
+    let warmup = match &config.schedule {
+        ScheduleConfig::Poly(schedule) => schedule.warmup_epochs,
+        ScheduleConfig::Cosine(schedule) => schedule.warmup_epochs,
+    };
+    if config.train.epochs.or(warmup).is_none() {
+        return Ok(());
+    }
+    let split = &config.data.train;
+    let samples = match config.task {
+        Task::Segmentation => rescatter::data::segmentation(split)?.len(),
+        Task::Detection => rescatter::data::detection(split)?.len(),
+        Task::Classification => rescatter::data::classification(split)?.len(),
+        task => return Err(Error::usage(format!("epochs of the task {task:?} are not known"))),
+    };
+    config.resolve_epochs(samples);
+    Ok(())
 }
 
 /// The names of the classes that `config` trains on, in the order of their numbers. Image folders are listed only where

@@ -40,3 +40,19 @@ pub struct Features {
     /// Who worked where.
     pub kept: KeptStats,
 }
+
+impl Features {
+    /// Of `[B, 1, C]`: one token per image that stands for all of it, pooled from a pass before. There are no patches.
+    pub fn of_pooled(tokens: Tensor) -> Self {
+        Self {
+            maps: Vec::new(),
+            tokens,
+            added: Vec::new(),
+            grid: (0, 0),
+            prefix: 1,
+            frames: 1,
+            stride_px: 0.0,
+            kept: KeptStats::default(),
+        }
+    }
+}

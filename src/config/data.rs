@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::TransformConfig;
+use super::{TransformConfig, VtabTask};
 
 /// Both splits and the loader.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +17,30 @@ pub struct DataConfig {
     /// Threads that read and transform; 0 reads in the training thread.
     #[serde(default = "default_workers")]
     pub workers: usize,
+    /// Classification: whether the images of a training batch are mixed in pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<MixConfig>,
+}
+
+/// Mixup (Zhang et al., arXiv 1710.09412) and cutmix (Yun et al., arXiv 1905.04899): one draw per batch, in which every image
+/// is mixed with the one as far from the batch's end (timm's `Mixup` in batch mode).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MixConfig {
+    /// α of mixup's share, drawn from Beta(α, α); 0 never blends.
+    pub mixup: f64,
+    /// α of cutmix's share, drawn from Beta(α, α); 0 never pastes.
+    pub cutmix: f64,
+    /// Probability that a batch is mixed.
+    pub prob: f64,
+    /// Probability of cutmix where both are wanted.
+    pub switch_prob: f64,
+}
+
+impl Default for MixConfig {
+    fn default() -> Self {
+        Self { mixup: 0.0, cutmix: 0.0, prob: 1.0, switch_prob: 0.5 }
+    }
 }
 
 /// One split: exactly one reader (or `concat`), and its transforms.
@@ -32,6 +56,15 @@ pub struct SplitConfig {
     /// Image classification: one folder per class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_folder: Option<ImageFolderConfig>,
+    /// Image classification: the binary files of CIFAR-10 and CIFAR-100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cifar: Option<CifarConfig>,
+    /// Image classification: a text file with an image and its class's number on each line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_list: Option<ImageListConfig>,
+    /// Image classification: a task of VTAB-1K in the layout of lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vtab: Option<VtabConfig>,
     /// Detection: COCO's `instances_*.json` beside a folder of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coco: Option<CocoConfig>,
@@ -86,6 +119,81 @@ pub struct ImageFolderConfig {
     pub on_error: OnError,
 }
 
+/// CIFAR's binary version (Krizhevsky 2009): `cifar-10-batches-bin` or `cifar-100-binary` as unpacked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CifarConfig {
+    /// The folder of the `.bin` files and the lists of class names.
+    pub root: PathBuf,
+    /// Which set, and which of its labels.
+    pub variant: CifarVariant,
+    /// Which of its halves.
+    pub split: CifarSplit,
+}
+
+/// A set of CIFAR with its labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CifarVariant {
+    /// Ten classes.
+    Cifar10,
+    /// A hundred classes: the fine labels.
+    Cifar100,
+    /// The same images with the twenty coarse labels.
+    Cifar100Coarse,
+}
+
+/// A half of CIFAR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CifarSplit {
+    /// 50,000 images.
+    Train,
+    /// 10,000 images.
+    Test,
+}
+
+/// Images named in a text file: `path label` on each line, the label a number from 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageListConfig {
+    /// The folder that the paths start in.
+    pub root: PathBuf,
+    /// The text file.
+    pub list: PathBuf,
+    /// Names of the classes, or how many there are.
+    pub classes: ClassNames,
+    /// A broken sample ends the run, or is skipped, counted and reported.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+/// A task of VTAB-1K (Zhai et al., arXiv 1910.04867): `ROOT/TASK/train800.txt` and the like, whose paths start in `ROOT/TASK`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VtabConfig {
+    /// The folder of the tasks' folders.
+    pub root: PathBuf,
+    /// Which task.
+    pub task: VtabTask,
+    /// Which list.
+    pub list: VtabList,
+}
+
+/// The lists of a VTAB-1K task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VtabList {
+    /// 800 images to train on while values are searched for.
+    Train800,
+    /// 200 images to choose the values by.
+    Val200,
+    /// All 1,000 of them, for the final training.
+    Train800val200,
+    /// The test images.
+    Test,
+}
+
 /// Images with COCO's annotations; the classes are the file's categories in the order of their ids.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,12 +224,14 @@ pub enum OnError {
     Skip,
 }
 
-/// Class names: a list, or a file with one per line.
+/// Class names: a list, a file with one per line, or only how many there are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ClassNames {
     /// In the order of the label values.
     List(Vec<String>),
+    /// They are called by their numbers.
+    Count(usize),
     /// One per line.
     File(PathBuf),
 }

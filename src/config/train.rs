@@ -124,6 +124,9 @@ pub struct PolyConfig {
     pub power: f64,
     /// Iterations of warm-up.
     pub warmup_iters: u64,
+    /// Passes over the training set of warm-up, in the place of `warmup_iters`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_epochs: Option<f64>,
     /// First factor.
     pub warmup_ratio: f64,
     /// Never below this.
@@ -132,7 +135,7 @@ pub struct PolyConfig {
 
 impl Default for PolyConfig {
     fn default() -> Self {
-        Self { power: 1.0, warmup_iters: 0, warmup_ratio: 1e-6, min_lr: 0.0 }
+        Self { power: 1.0, warmup_iters: 0, warmup_epochs: None, warmup_ratio: 1e-6, min_lr: 0.0 }
     }
 }
 
@@ -142,6 +145,9 @@ impl Default for PolyConfig {
 pub struct CosineConfig {
     /// Iterations of warm-up.
     pub warmup_iters: u64,
+    /// Passes over the training set of warm-up, in the place of `warmup_iters`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_epochs: Option<f64>,
     /// The first learning rate.
     pub warmup_lr: f64,
     /// The last one.
@@ -152,8 +158,12 @@ pub struct CosineConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Optimizer steps.
-    pub iterations: u64,
+    /// Optimizer steps; either these or `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iterations: Option<u64>,
+    /// Passes over the training set, from which the steps are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
     /// Images per micro-batch and process.
     pub batch_size: usize,
     /// Micro-batches per step.
@@ -177,6 +187,10 @@ pub struct TrainConfig {
     /// Element type of the arithmetic.
     #[serde(default)]
     pub precision: Precision,
+    /// Classification with a frozen backbone and images that are always the same: the backbone sees each image once, and
+    /// the head is trained on what it gave.
+    #[serde(default)]
+    pub cache_features: bool,
 }
 
 /// Element type of the arithmetic.

@@ -2,7 +2,8 @@
 
 use super::{
     AdamWConfig, Arch, BackboneConfig, Config, DispatchConfig, EvalConfig, EvalMode, GroupConfig,
-    Inference, OptimizerConfig, ScheduleConfig, SplitConfig, TrainConfig, TransformConfig,
+    Inference, OptimizerConfig, ScheduleConfig, SplitConfig, Task, TrainConfig, TransformConfig,
+    TuningConfig, Variant,
 };
 use crate::dispatch::Site;
 
@@ -29,7 +30,42 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
     optimizer(&config.optimizer)?;
     schedule(&config.schedule)?;
     train(&config.train)?;
+    mix(config)?;
+    if config.train.cache_features {
+        cached_features(config)?;
+    }
     eval(&config.eval)
+}
+
+fn mix<H>(config: &Config<H>) -> Check {
+    let Some(mix) = &config.data.mix else { return Ok(()) };
+    let rule = "is for classification, whose targets can be shares of classes";
+    require(config.task == Task::Classification, "data.mix", rule)?;
+    for (alpha, key) in [(mix.mixup, "data.mix.mixup"), (mix.cutmix, "data.mix.cutmix")] {
+        require(alpha >= 0.0 && alpha.is_finite(), key, "must be at least 0")?;
+    }
+    share(mix.prob, "data.mix.prob")?;
+    share(mix.switch_prob, "data.mix.switch_prob")
+}
+
+/// Everything before the head must give the same for an image in every epoch.
+fn cached_features<H>(config: &Config<H>) -> Check {
+    let rule = |why: &str| format!("cannot be used: {why}");
+    let key = "train.cache_features";
+    let classifies = config.task == Task::Classification;
+    require(classifies, key, &rule("it is for classification, whose head needs one token"))?;
+    let frozen = config.tuning == TuningConfig::default();
+    require(frozen, key, &rule("`tuning` trains parts of the backbone"))?;
+    let alone = config.extends.is_none();
+    require(alone, key, &rule("the task of `extends` needs the tokens of its own memory"))?;
+    let dense = config.dispatch.variant == Variant::None;
+    require(dense, key, &rule("`dispatch` trains parts of the backbone"))?;
+    require(config.backbone.drop_path == 0.0, key, &rule("`backbone.drop_path` is random"))?;
+    require(config.data.mix.is_none(), key, &rule("`data.mix` blends images"))?;
+    match crate::data::random_step(&config.data.train) {
+        None => Ok(()),
+        Some(step) => Err(format!("`{key}` {}", rule(&format!("`{step}` is random")))),
+    }
 }
 
 #[allow(clippy::fn_params_excessive_bools, reason = "a condition, as in assert!")]
@@ -178,6 +214,9 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         config.ade20k.is_some(),
         config.coco_stuff.is_some(),
         config.image_folder.is_some(),
+        config.cifar.is_some(),
+        config.image_list.is_some(),
+        config.vtab.is_some(),
         config.coco.is_some(),
         config.concat.is_some(),
     ];
@@ -186,7 +225,7 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         count == 1,
         key,
         &format!(
-            "needs exactly one reader (ade20k, coco_stuff, image_folder, coco, concat), got {count}"
+            "needs exactly one reader (ade20k, coco_stuff, image_folder, cifar, image_list, vtab, coco, concat), got {count}"
         ),
     )?;
     if let Some(parts) = &config.concat {
@@ -251,6 +290,24 @@ fn transform(config: &TransformConfig, key: &str) -> Check {
             &format!("{key}.normalize.std"),
             "must be positive",
         ),
+        TransformConfig::ColorJitter { brightness, contrast, saturation, hue } => {
+            let key = format!("{key}.color_jitter");
+            let factors = [brightness, contrast, saturation];
+            let rule = "must have factors that are at least 0 and a hue of 0 to 0.5";
+            let good = factors.iter().all(|v| **v >= 0.0 && v.is_finite());
+            require(good && (0.0..=0.5).contains(hue), &key, rule)
+        }
+        TransformConfig::RandAugment { magnitude, magnitude_std, .. } => {
+            let key = format!("{key}.rand_augment");
+            let good = (0.0..=30.0).contains(magnitude) && *magnitude_std >= 0.0;
+            require(good, &key, "must have a magnitude of 0 to 30 and a deviation of at least 0")
+        }
+        TransformConfig::RandomErasing { prob, area, ratio, .. } => {
+            share(*prob, &format!("{key}.random_erasing.prob"))?;
+            range(area, format!("{key}.random_erasing.area"))?;
+            share(area[1], &format!("{key}.random_erasing.area"))?;
+            range(ratio, format!("{key}.random_erasing.ratio"))
+        }
         TransformConfig::Pad { size } => sides(size, format!("{key}.pad.size")),
     }
 }
@@ -283,13 +340,20 @@ fn optimizer(config: &OptimizerConfig) -> Check {
 
 fn schedule(config: &ScheduleConfig) -> Check {
     let rule = "must be at least 0";
+    let warmup = |epochs: Option<f64>, iterations: u64, key: &str| {
+        let good = epochs.is_none_or(|epochs| epochs >= 0.0 && epochs.is_finite());
+        require(good, key, rule)?;
+        require(epochs.is_none() || iterations == 0, key, "and `warmup_iters` are both given")
+    };
     match config {
         ScheduleConfig::Poly(c) => {
+            warmup(c.warmup_epochs, c.warmup_iters, "schedule.poly.warmup_epochs")?;
             require(c.power >= 0.0, "schedule.poly.power", rule)?;
             share(c.warmup_ratio, "schedule.poly.warmup_ratio")?;
             require(c.min_lr >= 0.0, "schedule.poly.min_lr", rule)
         }
         ScheduleConfig::Cosine(c) => {
+            warmup(c.warmup_epochs, c.warmup_iters, "schedule.cosine.warmup_epochs")?;
             require(c.warmup_lr >= 0.0, "schedule.cosine.warmup_lr", rule)?;
             require(c.min_lr >= 0.0, "schedule.cosine.min_lr", rule)
         }
@@ -298,7 +362,10 @@ fn schedule(config: &ScheduleConfig) -> Check {
 
 fn train(config: &TrainConfig) -> Check {
     let rule = "must be at least 1";
-    require(config.iterations > 0, "train.iterations", rule)?;
+    let one_length = config.iterations.is_some() != config.epochs.is_some();
+    require(one_length, "train", "needs exactly one of `iterations` and `epochs`")?;
+    require(config.iterations != Some(0), "train.iterations", rule)?;
+    config.epochs.map_or(Ok(()), |epochs| positive(epochs, "train.epochs"))?;
     require(config.batch_size > 0, "train.batch_size", rule)?;
     require(config.accumulate > 0, "train.accumulate", rule)?;
     require(config.eval_every != Some(0), "train.eval_every", rule)?;

@@ -4,15 +4,18 @@
 //! Labels are mapped, reduced and checked in one place, the dataset, so that everything after it sees class numbers
 //! `0..K` and the ignore index, and nothing else.
 
+mod cifar;
 pub mod coco;
 mod combine;
 mod files;
 mod image_folder;
 mod image_io;
+mod image_list;
 mod instances;
 mod label_io;
 mod loader;
 mod mask_folder;
+mod mix;
 pub mod transforms;
 
 use std::sync::Arc;
@@ -20,14 +23,17 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use ndarray::{Array2, Array3};
 
+pub use cifar::Cifar;
 pub use combine::{Concat, Repeat, same_classes};
 pub use files::{class_names, list_images};
 pub use image_folder::ImageFolder;
 pub use image_io::{decode_image, read_image};
+pub use image_list::ImageList;
 pub use instances::{InstanceMask, Instances};
 pub use label_io::read_label;
 pub use loader::{Loader, LoaderOptions, Mode, Skipped};
 pub use mask_folder::{LabelRule, MaskFolder};
+pub use mix::{ClassTarget, Mixer};
 
 use crate::config::{OnError, SplitConfig};
 use crate::head::ImageMeta;
@@ -139,6 +145,28 @@ pub fn classification(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = u3
     classification_set(split, &split.transforms)
 }
 
+/// The classification set of a split for evaluation: each image always comes out alike.
+///
+/// # Errors
+/// As [`classification`], and if a transform is random.
+pub fn classification_for_evaluation(
+    split: &SplitConfig,
+) -> Result<Arc<dyn Dataset<Target = u32>>> {
+    match random_step(split) {
+        Some(step) => {
+            Err(Error::usage(format!("`{step}` is random: it cannot be used for evaluation"))
+                .with_hint("use `resize`, `center_crop`, `normalize` and `pad`"))
+        }
+        None => classification(split),
+    }
+}
+
+/// The name of the first transform of a split that draws a random number.
+pub(crate) fn random_step(split: &SplitConfig) -> Option<&'static str> {
+    let own = split.transforms.iter().find(|step| step.is_random()).map(|step| step.name());
+    own.or_else(|| split.concat.iter().flatten().find_map(random_step))
+}
+
 /// The detection set of a split: boxes, masks and crowds follow the image through the transforms.
 ///
 /// # Errors
@@ -188,16 +216,22 @@ fn classification_set(
     outer: &Transforms,
 ) -> Result<Arc<dyn Dataset<Target = u32>>> {
     one_reader(split)?;
+    let pipeline = || transforms::Pipeline::new(outer, transforms::Labels::OfTheWhole);
     let set: Arc<dyn Dataset<Target = u32>> = if let Some(parts) = &split.concat {
         let parts = parts.iter().map(|part| classification_set(part, inner(part, outer)?));
         Arc::new(Concat::new(parts.collect::<Result<_>>()?)?)
     } else if let Some(config) = &split.image_folder {
-        Arc::new(ImageFolder::new(
-            config,
-            transforms::Pipeline::new(outer, transforms::Labels::Transformed)?,
-        )?)
+        Arc::new(ImageFolder::new(config, pipeline()?)?)
+    } else if let Some(config) = &split.cifar {
+        Arc::new(Cifar::new(config, pipeline()?)?)
+    } else if let Some(config) = &split.image_list {
+        Arc::new(ImageList::new(config, pipeline()?)?)
+    } else if let Some(config) = &split.vtab {
+        Arc::new(ImageList::vtab(config, pipeline()?)?)
     } else {
-        return Err(Error::usage("a classification split needs `image_folder` or `concat`"));
+        return Err(Error::usage(
+            "a classification split needs `image_folder`, `cifar`, `image_list`, `vtab` or `concat`",
+        ));
     };
     Ok(match split.repeat {
         Some(times) => Arc::new(Repeat::new(set, times)?),
@@ -245,6 +279,9 @@ fn one_reader(split: &SplitConfig) -> Result<()> {
         ("ade20k", split.ade20k.is_some()),
         ("coco_stuff", split.coco_stuff.is_some()),
         ("image_folder", split.image_folder.is_some()),
+        ("cifar", split.cifar.is_some()),
+        ("image_list", split.image_list.is_some()),
+        ("vtab", split.vtab.is_some()),
         ("coco", split.coco.is_some()),
         ("concat", split.concat.is_some()),
     ];
@@ -252,7 +289,7 @@ fn one_reader(split: &SplitConfig) -> Result<()> {
     match named.len() {
         1 => Ok(()),
         0 => Err(Error::usage("a data split names no reader").with_hint(
-            "give exactly one of `ade20k`, `coco_stuff`, `image_folder`, `coco`, `concat`",
+            "give exactly one of `ade20k`, `coco_stuff`, `image_folder`, `cifar`, `image_list`, `vtab`, `coco`, `concat`",
         )),
         _ => Err(Error::usage(format!("a data split names several readers: {}", named.join(", ")))
             .with_hint("to join sets, put each under its own entry of `concat`")),

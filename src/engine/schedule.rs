@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn poly_starts_at_the_warm_up_ratio_and_ends_near_the_minimum() {
-        let config = PolyConfig { power: 1.0, warmup_iters: 2, warmup_ratio: 0.1, min_lr: 0.0 };
+        let config = PolyConfig { warmup_iters: 2, warmup_ratio: 0.1, ..PolyConfig::default() };
         let schedule = Schedule::new(&ScheduleConfig::Poly(config), 1.0, 4);
         // (1, 3/4, 1/2, 1/4) times (0.1, 0.55, 1, 1).
         for (t, expected) in [0.1, 0.4125, 0.5, 0.25].into_iter().enumerate() {
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn cosine_meets_the_base_after_the_warm_up() {
-        let config = CosineConfig { warmup_iters: 2, warmup_lr: 0.0, min_lr: 0.2 };
+        let config = CosineConfig { warmup_iters: 2, min_lr: 0.2, ..CosineConfig::default() };
         let schedule = Schedule::new(&ScheduleConfig::Cosine(config), 1.0, 6);
         for (t, expected) in [0.0, 0.5, 1.0].into_iter().enumerate() {
             assert!((schedule.lr(t as u64) - expected).abs() < 1e-12, "step {t}");

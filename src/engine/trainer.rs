@@ -53,6 +53,8 @@ pub struct Trainer<'a, H> {
     model: &'a Model<H>,
     run: Run,
     config: TrainConfig,
+    /// Steps in all.
+    iterations: u64,
     schedule: Schedule,
     optimizer: Optimizer,
     ema: Option<Ema>,
@@ -64,7 +66,7 @@ impl<'a, H: Head> Trainer<'a, H> {
     /// A training of `model`, whose frozen weights are loaded, at its first step.
     ///
     /// # Errors
-    /// If the backbone's file cannot be read.
+    /// If the backbone's file cannot be read, or the length is still given in epochs ([`Config::resolve_epochs`]).
     pub fn new<C: Serialize>(
         model: &'a Model<H>,
         run: Run,
@@ -75,10 +77,14 @@ impl<'a, H: Head> Trainer<'a, H> {
             OptimizerConfig::Adamw(c) => c.lr,
             OptimizerConfig::Sgd(c) => c.lr,
         };
+        let iterations = config.train.iterations.ok_or_else(|| {
+            Error::usage("the length of the training is given in epochs of an unknown set")
+                .with_hint("call `Config::resolve_epochs` with the number of its samples")
+        })?;
         let meta = Meta {
             format: 1,
             step: 0,
-            iterations: config.train.iterations,
+            iterations,
             seed: config.seed,
             schedule: config.schedule.clone(),
             thresholds: Vec::new(),
@@ -94,7 +100,8 @@ impl<'a, H: Head> Trainer<'a, H> {
             model,
             run,
             config: config.train.clone(),
-            schedule: Schedule::new(&config.schedule, lr, config.train.iterations),
+            iterations,
+            schedule: Schedule::new(&config.schedule, lr, iterations),
             optimizer: Optimizer::new(&config.optimizer, &model.params)?,
             ema: config.train.ema.map(|decay| Ema::new(&model.params, decay)).transpose()?,
             rng: Rng::new(config.seed),
@@ -136,6 +143,11 @@ impl<'a, H: Head> Trainer<'a, H> {
         self.meta.step
     }
 
+    /// Steps in all.
+    pub fn iterations(&self) -> u64 {
+        self.iterations
+    }
+
     /// The number of the first sample that the next step reads: where the loader must begin.
     pub fn first_sample(&self) -> u64 {
         self.meta.step * (self.config.batch_size * self.config.accumulate) as u64
@@ -155,7 +167,7 @@ impl<'a, H: Head> Trainer<'a, H> {
         let mut outputs = Outputs::open(&self.run, &self.meta)?;
         let mut evaluation = Evaluation::default();
         loop {
-            let done = self.meta.step == self.config.iterations;
+            let done = self.meta.step == self.iterations;
             // A resumed run makes up for an evaluation that was cut short; the last one is wanted for the results.
             if done || (self.evaluates() && self.meta.evaluated != Some(self.meta.step)) {
                 evaluation = self.evaluate(&mut evaluate, &mut outputs)?;
@@ -165,7 +177,7 @@ impl<'a, H: Head> Trainer<'a, H> {
             }
             let step = self.train_step(&mut batches, &mut outputs)?;
             let asked = stop.load(Ordering::Relaxed);
-            let last = step == self.config.iterations;
+            let last = step == self.iterations;
             if asked
                 || last
                 || self.evaluates()
@@ -187,7 +199,7 @@ impl<'a, H: Head> Trainer<'a, H> {
     fn evaluates(&self) -> bool {
         let step = self.meta.step;
         step > 0
-            && (step == self.config.iterations
+            && (step == self.iterations
                 || self.config.eval_every.is_some_and(|n| step.is_multiple_of(n)))
     }
 
@@ -203,7 +215,7 @@ impl<'a, H: Head> Trainer<'a, H> {
             .collect::<Result<Vec<_>>>()?;
         let waited = start.elapsed();
         let lr = self.schedule.lr(self.meta.step);
-        let progress = self.meta.step as f64 / self.config.iterations as f64;
+        let progress = self.meta.step as f64 / self.iterations as f64;
         let moment =
             Moment { rng: &self.rng, step: self.meta.step, progress, world: &World::SINGLE };
         let found = step_gradients(self.model, self.optimizer.parameters(), &group, &moment)?;
@@ -315,6 +327,7 @@ struct Outputs {
     events: EventWriter,
     progress: Progress,
     window: Window,
+    iterations: u64,
 }
 
 impl Outputs {
@@ -324,13 +337,14 @@ impl Outputs {
             events: EventWriter::create(run.folder(), meta.step)?,
             progress: Progress::new(meta.iterations, meta.step),
             window: Window::default(),
+            iterations: meta.iterations,
         })
     }
 
     fn after_step(&mut self, step: u64, lr: f64, config: &TrainConfig) -> Result<()> {
         let line = || self.window.line();
         self.progress.step(step, line);
-        if step.is_multiple_of(config.log_every) || step == config.iterations {
+        if step.is_multiple_of(config.log_every) || step == self.iterations {
             self.progress.line(|| format!("step {step} · {}", line()));
             self.log.write(&self.window.row(step, lr))?;
             self.events.scalars(step, self.window.scalars(lr))?;

@@ -5,4 +5,4 @@ mod confusion;
 mod top_k;
 
 pub use confusion::{ConfusionMatrix, SegmentationScores};
-pub use top_k::{TopK, TopKScores};
+pub use top_k::{TopK, TopKScores, best};

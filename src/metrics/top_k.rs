@@ -7,8 +7,10 @@ use crate::{Error, Result};
 /// Counts of images whose class is the best guess, or among the five best.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopK {
-    /// Per class: images, best guess right, among the five best.
-    counts: Vec<[u64; 3]>,
+    /// Per class: images whose class is among the five best.
+    among_five: Vec<u64>,
+    /// Row: class; column: best guess.
+    confusion: Vec<Vec<u64>>,
 }
 
 /// Accuracies, as fractions; `None` where there is no image.
@@ -22,12 +24,14 @@ pub struct TopKScores {
     pub mean_class: Option<f64>,
     /// Top-1 accuracy per class.
     pub per_class: Vec<Option<f64>>,
+    /// Images of each class (row) by the best guess (column).
+    pub confusion: Vec<Vec<u64>>,
 }
 
 impl TopK {
     /// No image yet.
     pub fn new(classes: usize) -> Self {
-        Self { counts: vec![[0; 3]; classes] }
+        Self { among_five: vec![0; classes], confusion: vec![vec![0; classes]; classes] }
     }
 
     /// Adds one image with the logits of its classes. Of equal logits the lower class comes first.
@@ -36,8 +40,8 @@ impl TopK {
     /// If there is not one logit per class, one is not a number, or the class is unknown.
     pub fn add(&mut self, class: u32, logits: &[f32]) -> Result<()> {
         let class = class as usize;
-        if logits.len() != self.counts.len() || class >= logits.len() {
-            let (classes, given) = (self.counts.len(), logits.len());
+        if logits.len() != self.among_five.len() || class >= logits.len() {
+            let (classes, given) = (self.among_five.len(), logits.len());
             return Err(Error::usage(format!(
                 "class {class} with {given} logits, but there are {classes} classes"
             )));
@@ -45,35 +49,38 @@ impl TopK {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::usage("a class logit is not a number"));
         }
-        let own = logits[class];
-        let better = logits
-            .iter()
-            .enumerate()
-            .filter(|(c, logit)| **logit > own || (**logit == own && *c < class))
-            .count();
-        let counts = &mut self.counts[class];
-        counts[0] += 1;
-        counts[1] += u64::from(better < 1);
-        counts[2] += u64::from(better < 5);
+        let best = best(logits, 5);
+        self.among_five[class] += u64::from(best.contains(&class));
+        self.confusion[class][best[0]] += 1;
         Ok(())
     }
 
     /// The accuracies.
     pub fn scores(&self) -> TopKScores {
-        let total = |i: usize| self.counts.iter().map(|counts| counts[i]).sum::<u64>();
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        let images: Vec<u64> = self.confusion.iter().map(|row| row.iter().sum()).collect();
+        let right: Vec<u64> = self.confusion.iter().enumerate().map(|(i, row)| row[i]).collect();
         let per_class: Vec<_> =
-            self.counts.iter().map(|counts| share(counts[1], counts[0])).collect();
+            right.iter().zip(&images).map(|(right, images)| share(*right, *images)).collect();
         let known: Vec<f64> = per_class.iter().flatten().copied().collect();
         let mean_class =
             (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64);
         TopKScores {
-            top1: share(total(1), total(0)),
-            top5: share(total(2), total(0)),
+            top1: share(right.iter().sum(), images.iter().sum()),
+            top5: share(self.among_five.iter().sum(), images.iter().sum()),
             mean_class,
             per_class,
+            confusion: self.confusion.clone(),
         }
     }
+}
+
+/// The `count` classes with the largest values, the largest first; of equal values the lower class comes first.
+pub fn best(values: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    order.truncate(count);
+    order
 }
 
 #[cfg(test)]
@@ -93,6 +100,8 @@ mod tests {
         assert_eq!((scores.top1, scores.top5), (Some(0.5), Some(0.75)));
         assert_eq!(scores.per_class[..3], [Some(1.0), Some(0.0), Some(0.0)]);
         assert_eq!(scores.mean_class, Some(0.5));
+        assert_eq!(scores.confusion[1], [0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!((scores.confusion[0][0], scores.confusion[6][6]), (1, 1));
     }
 
     #[test]

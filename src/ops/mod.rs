@@ -65,7 +65,7 @@ pub use layer_norm2d::layer_norm2d;
 pub use linear::linear;
 pub use losses::{
     CrossEntropy, Dice, Ohem, bce_with_logits, cross_entropy, cross_entropy_per_pixel,
-    cross_entropy_resized, dice, kl_div, ohem_cross_entropy, smooth_l1,
+    cross_entropy_resized, dice, kl_div, ohem_cross_entropy, smooth_l1, soft_cross_entropy,
 };
 pub use mlp_branch::MlpBranch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};

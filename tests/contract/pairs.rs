@@ -107,7 +107,7 @@ fn every_head_works_with_every_dispatch_and_tuning() {
                 is_trained_alone([a, b], instances(), &what);
             }
             (TaskModel::Classification(a), TaskModel::Classification(b)) => {
-                is_trained_alone([a, b], vec![0, 2], &what);
+                is_trained_alone([a, b], vec![0.into(), 2.into()], &what);
             }
             _ => panic!("two models of one config have two tasks"),
         }

@@ -86,9 +86,14 @@ fn print(found: &Evaluation, variant: Variant, out: &mut impl Write) -> Result<(
             }
         }
         Scores::Classification(scores) => {
-            writeln!(out, "{:<28} {:>8}", "class", "top1")?;
-            for (class, top1) in found.classes.iter().zip(&scores.per_class) {
-                writeln!(out, "{class:<28} {:>8}", percent(*top1))?;
+            writeln!(out, "{:<28} {:>8} {:>8}  mostly mistaken for", "class", "images", "top1")?;
+            for (own, class) in found.classes.iter().enumerate() {
+                let guesses = &scores.confusion[own];
+                let wrong = guesses.iter().enumerate().filter(|(guess, _)| *guess != own);
+                let worst = wrong.max_by_key(|(_, count)| **count).filter(|(_, count)| **count > 0);
+                let worst = worst.map(|(guess, n)| format!("{} ({n})", found.classes[guess]));
+                let (images, top1) = (guesses.iter().sum::<u64>(), percent(scores.per_class[own]));
+                writeln!(out, "{class:<28} {images:>8} {top1:>8}  {}", worst.unwrap_or_default())?;
             }
         }
     }

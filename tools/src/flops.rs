@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use candle_core::Device;
 use rescatter::Error;
-use rescatter::config::{EvalMode, Inference, TransformConfig, Variant};
+use rescatter::config::{EvalMode, Inference, SplitConfig, TransformConfig, Variant};
 use rescatter::dispatch::flops::FlopCount;
 use rescatter::model::TrainedParts;
 use rescatter_heads::extension::Base;
@@ -74,18 +74,23 @@ fn parse_size(text: &str) -> Result<(usize, usize)> {
     }
 }
 
-/// The window of the evaluation, else the size that training crops to.
-fn default_size(config: &Config) -> Result<(usize, usize)> {
+/// The window of the evaluation, else the size that images of the evaluation are brought to, else that training crops to.
+pub(crate) fn default_size(config: &Config) -> Result<(usize, usize)> {
     if let EvalMode::Slide { crop, .. } = config.eval.mode {
         return Ok((crop, crop));
     }
-    let size = config.data.train.transforms.iter().find_map(|transform| match transform {
+    let fixed = |transform: &TransformConfig| match transform {
         TransformConfig::RandomCrop { size, .. }
         | TransformConfig::RandomResizedCrop { size, .. }
-        | TransformConfig::CenterCrop { size } => Some((size[0], size[1])),
+        | TransformConfig::CenterCrop { size }
+        | TransformConfig::Resize { size: Some(size), keep_ratio: false, .. } => {
+            Some((size[0], size[1]))
+        }
         _ => None,
-    });
-    Ok(size.ok_or_else(|| {
+    };
+    // The last one decides.
+    let of = |split: &SplitConfig| split.transforms.iter().rev().find_map(fixed);
+    Ok(of(&config.data.val).or_else(|| of(&config.data.train)).ok_or_else(|| {
         Error::usage("the config fixes no image size").with_hint("name one: --size 512x512")
     })?)
 }

@@ -1,6 +1,7 @@
 //! The command `rescatter`.
 
 mod bench;
+mod compare;
 mod data;
 mod eval;
 mod flops;
@@ -39,6 +40,8 @@ enum Command {
     Eval(eval::Args),
     /// Predict on images and draw the results.
     Predict(predict::Args),
+    /// Train several methods alike, and put what they reach into a table and a plot.
+    Compare(compare::Args),
     /// Time the dense model beside the skipping one.
     Bench(bench::Args),
     /// Count the multiply-adds of a config.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Predict(args) => predict::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Flops(args) => flops::run(args),
         Command::Data(args) => data::run(args),

@@ -1,5 +1,6 @@
 //! `rescatter predict`.
 
+mod classification;
 mod detection;
 mod tasks;
 
@@ -14,7 +15,7 @@ use rescatter::weights::checkpoint;
 use rescatter::{Error, draw};
 use rescatter_heads::run::Trained;
 use rescatter_heads::tasks::TasksPredictor;
-use rescatter_heads::{DetectionPredictor, Prediction, Predictor, TaskModel};
+use rescatter_heads::{ClassPredictor, DetectionPredictor, Prediction, Predictor, TaskModel};
 
 use crate::trained::Checkpoint;
 
@@ -64,7 +65,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             AnyWriter::Detection(detection::Writer::new(&args, predictor)?)
         }
         TaskModel::Classification(_) => {
-            AnyWriter::Tasks(tasks::Writer::new(&args, TasksPredictor::new(trained)?)?)
+            if trained.earlier.is_empty() {
+                let predictor = ClassPredictor::new(trained)?;
+                AnyWriter::Classification(classification::Writer::new(&args, predictor)?)
+            } else {
+                AnyWriter::Tasks(tasks::Writer::new(&args, TasksPredictor::new(trained)?)?)
+            }
         }
         TaskModel::Segmentation(_) => {
             AnyWriter::Segmentation(Writer::new(&args, Predictor::new(trained)?)?)
@@ -117,6 +123,7 @@ fn inputs(given: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>> {
 enum AnyWriter<'a> {
     Segmentation(Writer<'a>),
     Detection(detection::Writer<'a>),
+    Classification(classification::Writer<'a>),
     Tasks(tasks::Writer<'a>),
 }
 
@@ -125,6 +132,7 @@ impl AnyWriter<'_> {
         match self {
             Self::Segmentation(writer) => writer.one(name, path),
             Self::Detection(writer) => writer.one(name, path),
+            Self::Classification(writer) => writer.one(name, path),
             Self::Tasks(writer) => writer.one(name, path),
         }
     }

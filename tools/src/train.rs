@@ -1,21 +1,22 @@
 //! `rescatter train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rescatter::config::load;
 use rescatter::data::coco::Detection;
-use rescatter::data::{self, Dataset, Loader, LoaderOptions, Mode};
+use rescatter::data::{self, Batch, Dataset, Loader, LoaderOptions, Mixer, Mode};
 use rescatter::engine::progress::bytes;
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::engine::{self, Outcome, Run, Start, Trainer};
 use rescatter::head::Head;
 use rescatter::model::{Model, TrainedParts};
+use rescatter_heads::cached::as_tokens;
 use rescatter_heads::extension::Base;
 use rescatter_heads::run::device;
-use rescatter_heads::task::class_names;
-use rescatter_heads::{Config, TaskModel, calibration};
+use rescatter_heads::{CachedFeatures, Config, TaskModel, calibration, task};
 use serde_json::Value;
 
 use crate::process;
@@ -38,18 +39,34 @@ pub(crate) struct Args {
 
 /// Runs `rescatter train`.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut config: Config = load::load(&args.config, &args.overrides)?;
-    let base = Base::open(&mut config)?;
+    let config: Config = load::load(&args.config, &args.overrides)?;
     let start = if args.resume { Start::Resume } else { Start::Fresh };
-    let run = Run::claim(&args.run, &config, start)?;
-    let classes = class_names(&config)?;
+    train(config, &args.run, start, process::stop_on_ctrl_c()?)?;
+    if let Some(peak) = peak_memory_bytes() {
+        tracing::info!("peak memory {}", bytes(peak));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Trains the model of `config` in `folder` until it is done or `stop` is set.
+pub(crate) fn train(
+    mut config: Config,
+    folder: &Path,
+    start: Start,
+    stop: &AtomicBool,
+) -> anyhow::Result<Outcome> {
+    let base = Base::open(&mut config)?;
+    task::resolve_epochs(&mut config)?;
+    let config = &config;
+    let run = Run::claim(folder, config, start)?;
+    let classes = task::class_names(config)?;
     let device = device(&config.device)?;
     let earlier = base.as_ref().map_or(&[][..], Base::earlier);
-    let (task, _) = TaskModel::added_to(earlier, &config, classes.len(), &device)?;
+    let (task, _) = TaskModel::added_to(earlier, config, classes.len(), &device)?;
     if let Some(base) = &base {
         base.hand_over(&task)?;
     }
-    let session = Session { config: &config, run, classes, task: &task, base };
+    let session = Session { config, run, classes, task: &task, base, stop };
     match &task {
         TaskModel::Segmentation(model) => {
             // A validation set that is missing or has other classes is found before the training, not after it.
@@ -61,8 +78,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             session.train(model, data::detection(&config.data.train)?)
         }
         TaskModel::Classification(model) => {
-            session.check(data::classification(&config.data.val)?.classes())?;
-            session.train(model, data::classification(&config.data.train)?)
+            session.check(data::classification_for_evaluation(&config.data.val)?.classes())?;
+            let mixer = Mixer::new(config.data.mix, config.seed);
+            let set = data::classification(&config.data.train)?;
+            if config.train.cache_features {
+                let set = Arc::new(CachedFeatures::compute(model, set, config.data.workers)?);
+                return session.train_on(model, set, |batch| mixer.apply(as_tokens(batch)?));
+            }
+            session.train_on(model, set, |batch| mixer.apply(batch))
         }
     }
 }
@@ -74,6 +97,7 @@ struct Session<'a> {
     classes: Vec<String>,
     task: &'a TaskModel,
     base: Option<Base>,
+    stop: &'a AtomicBool,
 }
 
 impl Session<'_> {
@@ -85,10 +109,20 @@ impl Session<'_> {
         &self,
         model: &Model<H>,
         set: Arc<dyn Dataset<Target = H::Target>>,
-    ) -> anyhow::Result<ExitCode>
+    ) -> anyhow::Result<Outcome>
     where
         H::Target: Send + 'static,
     {
+        self.train_on(model, set, Ok)
+    }
+
+    /// Trains on what `prepare` makes of the batches of `set`.
+    fn train_on<H: Head, T: Send + 'static>(
+        &self,
+        model: &Model<H>,
+        set: Arc<dyn Dataset<Target = T>>,
+        prepare: impl Fn(Batch<T>) -> rescatter::Result<Batch<H::Target>>,
+    ) -> anyhow::Result<Outcome> {
         let earlier = self.base.as_ref().map_or(Vec::new(), |base| base.earlier().to_vec());
         let mut trainer = Trainer::new(model, self.run.clone(), self.config, self.classes.clone())?
             .adding_to(earlier);
@@ -106,11 +140,11 @@ impl Session<'_> {
             set.len(),
             TrainedParts::of(&model.params),
             trainer.step(),
-            self.config.train.iterations
+            trainer.iterations()
         );
         let mut loader = Loader::new(set, options)?;
-        let stop = process::stop_on_ctrl_c()?;
-        let outcome = trainer.run(&mut loader, stop, || self.evaluate())?;
+        let batches = loader.by_ref().map(|batch| prepare(batch?));
+        let outcome = trainer.run(batches, self.stop, || self.evaluate())?;
         for (sample, times) in loader.skipped() {
             tracing::warn!("left out {times} times: {sample}");
         }
@@ -121,10 +155,7 @@ impl Session<'_> {
                 tracing::warn!("stopped after step {step}; `--resume` goes on from there");
             }
         }
-        if let Some(peak) = peak_memory_bytes() {
-            tracing::info!("peak memory {}", bytes(peak));
-        }
-        Ok(ExitCode::SUCCESS)
+        Ok(outcome)
     }
 
     /// Calibrates the budgets on training images (but not those of a model that the task is added to), then scores the validation set.

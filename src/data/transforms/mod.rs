@@ -4,12 +4,17 @@
 //! [`Geometry`] afterwards. Pixels stay 8-bit `H × W × 3` until `normalize` writes them once as `(3, H, W)`
 //! floats; every random decision draws from the sample's own stream.
 
+mod check;
+mod color_jitter;
 mod crop;
+mod enhance;
+mod erasing;
 mod flip;
 mod geometry;
 mod normalize;
 mod pad;
 mod photometric;
+mod rand_augment;
 mod resize;
 mod resized_crop;
 #[cfg(test)]
@@ -77,6 +82,8 @@ pub enum Labels {
     Transformed,
     /// They stay as they are, for evaluation at the image's own size.
     AsOnDisk,
+    /// One class for the whole image (or clip), wherever its pixels go.
+    OfTheWhole,
 }
 
 /// Checked transforms in their order.
@@ -85,8 +92,8 @@ pub struct Pipeline {
     /// Those on 8-bit pixels.
     pixel_steps: Vec<TransformConfig>,
     table: normalize::Table,
-    /// Those after normalising: `pad` only.
-    pads: Vec<[usize; 2]>,
+    /// Those after normalising: `random_erasing` and `pad`.
+    float_steps: Vec<TransformConfig>,
     labels: Labels,
 }
 
@@ -94,8 +101,9 @@ impl Pipeline {
     /// Checks the order and the numbers.
     ///
     /// # Errors
-    /// If `normalize` is missing, given twice or followed by anything but `pad`; if a number is out of range; or if labels
-    /// stay as on disk and a transform is random or crops.
+    /// If `normalize` is missing, given twice or followed by anything but `random_erasing` and `pad`; if a number is out of
+    /// range; if labels stay as on disk and a transform is random or crops; or if a transform moves pixels in a way that
+    /// labels cannot follow.
     pub fn new(steps: &[TransformConfig], labels: Labels) -> Result<Self> {
         let Some(at) =
             steps.iter().position(|step| matches!(step, TransformConfig::Normalize { .. }))
@@ -106,27 +114,32 @@ impl Pipeline {
         let TransformConfig::Normalize { mean, std } = &steps[at] else {
             unreachable!("found by its kind")
         };
-        let mut pads = Vec::new();
-        for step in &steps[at + 1..] {
-            match step {
-                TransformConfig::Pad { size } => pads.push(*size),
-                _ => {
-                    return Err(Error::usage("only `pad` may follow `normalize`")
-                        .with_hint("move `normalize` further down"));
-                }
-            }
+        let after = |step: &&TransformConfig| {
+            matches!(step, TransformConfig::Pad { .. } | TransformConfig::RandomErasing { .. })
+        };
+        if !steps[at + 1..].iter().all(|step| after(&step)) {
+            return Err(Error::usage("only `random_erasing` and `pad` may follow `normalize`")
+                .with_hint("move `normalize` further down"));
+        }
+        if steps[..at].iter().any(|step| matches!(step, TransformConfig::RandomErasing { .. })) {
+            return Err(Error::usage("`random_erasing` must follow `normalize`")
+                .with_hint("move it behind `normalize`"));
         }
         for step in steps {
-            check(step)?;
+            check::numbers(step)?;
+            if labels != Labels::OfTheWhole && matches!(step, TransformConfig::RandAugment { .. }) {
+                return Err(Error::usage("`rand_augment` moves pixels where labels cannot follow")
+                    .with_hint("it is for classification and video; for colours alone there are `color_jitter` and `photometric_distortion`"));
+            }
             if labels == Labels::AsOnDisk && !keeps_whole_image(step) {
-                return Err(Error::usage(format!("`{}` cannot be used for evaluation", kind(step)))
+                return Err(Error::usage(format!("`{}` cannot be used for evaluation", step.name()))
                     .with_hint("evaluation compares whole images at their own size: use `resize`, `normalize` and `pad`"));
             }
         }
         Ok(Self {
             pixel_steps: steps[..at].to_vec(),
             table: normalize::Table::new(mean, std),
-            pads,
+            float_steps: steps[at + 1..].to_vec(),
             labels,
         })
     }
@@ -144,9 +157,18 @@ impl Pipeline {
         let input = frame.size();
         let mut image = self.table.apply(&frame.image);
         let mut label = frame.label;
-        for size in &self.pads {
-            image = pad::floats(image, *size);
-            label = label.map(|label| pad::label(label, *size, frame.ignore_index));
+        for step in &self.float_steps {
+            match step {
+                TransformConfig::Pad { size } => {
+                    image = pad::floats(image, *size);
+                    label = label.map(|label| pad::label(label, *size, frame.ignore_index));
+                }
+                TransformConfig::RandomErasing { prob, area, ratio, fill } => {
+                    let limits = erasing::Limits { prob: *prob, area: *area, ratio: *ratio };
+                    erasing::apply(&mut image, limits, *fill, stream);
+                }
+                _ => {}
+            }
         }
         let geometry = frame.geometry;
         let meta = ImageMeta { name, original, input, flipped: geometry.is_mirrored() };
@@ -193,100 +215,24 @@ fn apply(step: &TransformConfig, frame: &mut Frame, stream: &mut Stream) -> Resu
                 .apply(&mut frame.image);
             Ok(())
         }
+        TransformConfig::ColorJitter { brightness, contrast, saturation, hue } => {
+            let factors = [*brightness, *contrast, *saturation];
+            color_jitter::apply(&mut frame.image, factors, *hue, stream);
+            Ok(())
+        }
+        TransformConfig::RandAugment { num_ops, magnitude, magnitude_std } => {
+            let strength = rand_augment::Strength { mean: *magnitude, std: *magnitude_std };
+            rand_augment::apply(&mut frame.image, *num_ops, strength, stream);
+            Ok(())
+        }
         TransformConfig::Pad { size } => {
             pad::pixels(frame, *size);
             Ok(())
         }
-        TransformConfig::Normalize { .. } => Ok(()),
-    }
-}
-
-fn kind(step: &TransformConfig) -> &'static str {
-    match step {
-        TransformConfig::Resize { .. } => "resize",
-        TransformConfig::ResizeShortestEdge { .. } => "resize_shortest_edge",
-        TransformConfig::RandomCrop { .. } => "random_crop",
-        TransformConfig::RandomResizedCrop { .. } => "random_resized_crop",
-        TransformConfig::CenterCrop { .. } => "center_crop",
-        TransformConfig::RandomFlip { .. } => "random_flip",
-        TransformConfig::PhotometricDistortion { .. } => "photometric_distortion",
-        TransformConfig::Normalize { .. } => "normalize",
-        TransformConfig::Pad { .. } => "pad",
+        TransformConfig::Normalize { .. } | TransformConfig::RandomErasing { .. } => Ok(()),
     }
 }
 
 fn keeps_whole_image(step: &TransformConfig) -> bool {
-    match step {
-        TransformConfig::Resize { ratio_range, .. } => ratio_range[0] == ratio_range[1],
-        TransformConfig::ResizeShortestEdge { sizes, .. } => sizes.len() == 1,
-        TransformConfig::Normalize { .. } | TransformConfig::Pad { .. } => true,
-        _ => false,
-    }
-}
-
-/// Refuses numbers that no image could be transformed with.
-fn check(step: &TransformConfig) -> Result<()> {
-    let wrong = |what: String| Err(Error::usage(format!("`{}`: {what}", kind(step))));
-    let size = match step {
-        TransformConfig::Resize { size, .. } => *size,
-        TransformConfig::RandomCrop { size, .. }
-        | TransformConfig::RandomResizedCrop { size, .. }
-        | TransformConfig::CenterCrop { size }
-        | TransformConfig::Pad { size } => Some(*size),
-        _ => None,
-    };
-    if let Some([height, width]) = size
-        && (height == 0 || width == 0)
-    {
-        return wrong(format!("size [{height}, {width}] has no pixels"));
-    }
-    let range = |what: &str, [low, high]: [f64; 2], least: f64| {
-        let good = low.is_finite() && high.is_finite() && low <= high && low >= least;
-        if good {
-            Ok(())
-        } else {
-            wrong(format!("{what} [{low}, {high}] must rise and start at {least} or above"))
-        }
-    };
-    let share = |what: &str, value: f64| {
-        if (0.0..=1.0).contains(&value) {
-            Ok(())
-        } else {
-            wrong(format!("{what} {value} must lie in 0 to 1"))
-        }
-    };
-    match step {
-        TransformConfig::Resize { ratio_range, multiple_of, .. } => {
-            if *multiple_of == Some(0) {
-                return wrong("multiple_of must not be 0".into());
-            }
-            range("ratio_range", *ratio_range, 1e-3)
-        }
-        TransformConfig::ResizeShortestEdge { sizes, max_size } => {
-            if sizes.is_empty() || sizes.contains(&0) {
-                return wrong("sizes must list lengths of 1 or more".into());
-            }
-            match sizes.iter().find(|edge| *edge > max_size) {
-                Some(edge) => wrong(format!("the edge {edge} is above max_size {max_size}")),
-                None => Ok(()),
-            }
-        }
-        TransformConfig::RandomCrop { cat_max_ratio, .. } => share("cat_max_ratio", *cat_max_ratio),
-        TransformConfig::RandomResizedCrop { scale, .. } => {
-            range("scale", *scale, 1e-6).and(share("scale", scale[1]))
-        }
-        TransformConfig::RandomFlip { prob } => share("prob", *prob),
-        TransformConfig::PhotometricDistortion { contrast, saturation, brightness, hue } => {
-            range("contrast", *contrast, 0.0).and(range("saturation", *saturation, 0.0))?;
-            range("brightness", [-brightness, *brightness], f64::MIN).and(range(
-                "hue",
-                [-hue, *hue],
-                -180.0,
-            ))
-        }
-        TransformConfig::Normalize { std, .. } if std.iter().any(|s| *s <= 0.0) => {
-            wrong("std must be positive".into())
-        }
-        _ => Ok(()),
-    }
+    !step.is_random() && !matches!(step, TransformConfig::CenterCrop { .. })
 }

@@ -76,7 +76,7 @@ fn scale(value: f64, by: Option<f64>) -> f64 {
 }
 
 /// Hue in sixths of the circle, saturation and value in 0..=255.
-fn hsv_from_rgb(rgb: [u8; 3]) -> [f32; 3] {
+pub(super) fn hsv_from_rgb(rgb: [u8; 3]) -> [f32; 3] {
     let [r, g, b] = rgb.map(f32::from);
     let (high, low) = (r.max(g).max(b), r.min(g).min(b));
     let chroma = high - low;
@@ -93,7 +93,7 @@ fn hsv_from_rgb(rgb: [u8; 3]) -> [f32; 3] {
     [hue, (chroma / high * 255.0).round(), high]
 }
 
-fn rgb_from_hsv([hue, saturation, value]: [f32; 3]) -> [u8; 3] {
+pub(super) fn rgb_from_hsv([hue, saturation, value]: [f32; 3]) -> [u8; 3] {
     let chroma = value * saturation / 255.0;
     // f(n) = v − c · max(0, min(k, 4 − k, 1)) with k = (n + hue) mod 6, for n = 5, 3, 1.
     [5.0, 3.0, 1.0].map(|n: f32| {

@@ -55,6 +55,14 @@ pub fn cross_entropy_per_pixel(
     losses(logits, &labels, &weights)
 }
 
+/// Σ over rows of `−Σ target · log softmax(logits)`, for targets that are shares of the classes: both `[B, K]`.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn soft_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    (candle_nn::ops::log_softmax(logits, 1)? * targets)?.sum_all()?.neg()
+}
+
 /// [`cross_entropy`] of the logits `[B, K, h, w]` resized bilinearly (corners not aligned) to the labels `[B, H, W]`, without
 /// keeping the resized ones.
 ///

@@ -8,7 +8,7 @@ mod resized;
 
 pub use cross_entropy::{
     CrossEntropy, Ohem, cross_entropy, cross_entropy_per_pixel, cross_entropy_resized,
-    ohem_cross_entropy,
+    ohem_cross_entropy, soft_cross_entropy,
 };
 pub use dice::{Dice, dice};
 pub use elementwise::{bce_with_logits, kl_div, smooth_l1};

@@ -27,6 +27,17 @@ fn cross_entropy_by_hand() -> Result<()> {
 }
 
 #[test]
+fn soft_targets_by_hand_and_in_the_gradient() -> Result<()> {
+    // log softmax of (ln 1, ln 2, ln 5) is ln of (1/8, 2/8, 5/8).
+    let logits = Tensor::new(&[[1f64.ln(), 2f64.ln(), 5f64.ln()]], &Device::Cpu)?;
+    let targets = Tensor::new(&[[0.25, 0.75, 0.0]], &Device::Cpu)?;
+    let expected = -(0.25 * 0.125f64.ln() + 0.75 * 0.25f64.ln());
+    assert!((scalar(&soft_cross_entropy(&logits, &targets)?) - expected).abs() < 1e-12);
+    let targets = candle_nn::ops::softmax(&normal(&[4, 3], 2)?, 1)?;
+    check(|t| soft_cross_entropy(&t[0], &targets), &[normal(&[4, 3], 1)?])
+}
+
+#[test]
 fn loss_gradients_match_finite_differences() -> Result<()> {
     let logits = [normal(&[2, 3, 2, 3], 1)?];
     let weighted = CrossEntropy {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use image::{Rgb, RgbImage};
 use ndarray::Array3;
 use rescatter::config::{SplitConfig, Task, TransformConfig, load};
-use rescatter::data::{self, Instances, Loader, LoaderOptions, Mode};
+use rescatter::data::{self, ClassTarget, Instances, Loader, LoaderOptions, Mixer, Mode};
 use rescatter::draw;
 
 use super::AnyConfig;
@@ -57,7 +57,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let (tiles, legend) = match config.task {
         Task::Segmentation => segmentation_tiles(split, options, args.count)?,
-        Task::Classification => classification_tiles(split, options, args.count)?,
+        Task::Classification => {
+            let mix = config.data.mix.filter(|_| args.split == Split::Train);
+            // Images are mixed with others of their batch.
+            let batch_size = if mix.is_some() { config.train.batch_size } else { 1 };
+            let options = LoaderOptions { batch_size, ..options };
+            classification_tiles(split, options, &Mixer::new(mix, config.seed), args.count)?
+        }
         Task::Detection => detection_tiles(split, options, args.count)?,
         Task::Video => anyhow::bail!("`data browse` draws no videos"),
     };
@@ -137,17 +143,33 @@ fn drawn<'a>(
 fn classification_tiles(
     split: &SplitConfig,
     options: LoaderOptions,
+    mixer: &Mixer,
     count: usize,
 ) -> anyhow::Result<Tiles> {
     let set = data::classification(split)?;
     let names = set.classes().to_vec();
     let pixels = Pixels::of(split);
     let mut tiles = Vec::new();
-    for batch in Loader::new(set, options)?.take(count) {
-        let batch = batch?;
-        tiles.push((pixels.of_batch(&batch.images)?, names[batch.targets[0] as usize].clone()));
+    for batch in Loader::new(set, options)? {
+        let batch = mixer.apply(batch?)?;
+        for (i, target) in batch.targets.iter().enumerate().take(count - tiles.len()) {
+            let image = pixels.of_batch(&batch.images.narrow(0, i, 1)?)?;
+            tiles.push((image, caption(target, &names)));
+        }
+        if tiles.len() == count {
+            break;
+        }
     }
     Ok((tiles, None))
+}
+
+/// The class, or both of a mixed image with the share of its own.
+fn caption(target: &ClassTarget, names: &[String]) -> String {
+    let (own, other) = (&names[target.class as usize], &names[target.other as usize]);
+    match own == other || target.share == 1.0 {
+        true => own.clone(),
+        false => format!("{:.2} {own} + {other}", target.share),
+    }
 }
 
 /// The way back from normalised values to pixels.

@@ -12,7 +12,8 @@ use rescatter::config::{
 };
 use rescatter::data::coco::Fault;
 use rescatter::data::transforms::{Labels, Pipeline};
-use rescatter::data::{Dataset, ImageFolder, MaskFolder, read_image, same_classes};
+use rescatter::data::{Dataset, MaskFolder, same_classes};
+use rescatter::rng::{Purpose, Rng};
 use serde::Serialize;
 
 use super::AnyConfig;
@@ -176,12 +177,20 @@ enum Reader {
 
 fn first_reader(split: &SplitConfig) -> Reader {
     let first = split.concat.as_ref().and_then(|parts| parts.first());
-    match (first, &split.coco, &split.image_folder) {
-        (Some(first), ..) => first_reader(first),
-        (_, Some(_), _) => Reader::Detection,
-        (_, _, Some(_)) => Reader::Classification,
+    match (first, &split.coco) {
+        (Some(first), _) => first_reader(first),
+        (_, Some(_)) => Reader::Detection,
+        _ if reads_classes(split) => Reader::Classification,
         _ => Reader::Segmentation,
     }
+}
+
+/// Whether the split itself, not a part of it, is of whole images with a class.
+fn reads_classes(split: &SplitConfig) -> bool {
+    split.image_folder.is_some()
+        || split.cifar.is_some()
+        || split.image_list.is_some()
+        || split.vtab.is_some()
 }
 
 fn walk(split: &SplitConfig, report: &mut Report) {
@@ -204,9 +213,10 @@ fn walk(split: &SplitConfig, report: &mut Report) {
             Err(error) => report.problems.push(error.into()),
         }
     }
-    if let Some(config) = &split.image_folder {
-        match pipeline().and_then(|pipeline| ImageFolder::new(config, pipeline)) {
-            Ok(set) => walk_images(&set, report),
+    if reads_classes(split) {
+        let plain = SplitConfig { transforms: normalize.to_vec(), repeat: None, ..split.clone() };
+        match rescatter::data::classification(&plain) {
+            Ok(set) => walk_images(set.as_ref(), report),
             Err(error) => report.problems.push(error.into()),
         }
     }
@@ -240,18 +250,21 @@ fn walk_masks(set: &MaskFolder, report: &mut Report) {
     }
 }
 
-fn walk_images(set: &ImageFolder, report: &mut Report) {
+fn walk_images(set: &dyn Dataset<Target = u32>, report: &mut Report) {
     let read = |index: usize| {
-        read_image(set.path(index)).map(|image| (image.width() as usize, image.height() as usize))
+        // Without random transforms the stream is not used.
+        let mut stream = Rng::new(0).stream(Purpose::Augment, 0, 0);
+        let sample = set.get(index, &mut stream)?;
+        Ok((sample.target, (sample.meta.original.1, sample.meta.original.0)))
     };
     let results: Vec<rescatter::Result<_>> = (0..set.len()).into_par_iter().map(read).collect();
     report.images += results.len();
     report.name_classes(set.classes());
-    for (index, result) in results.into_iter().enumerate() {
+    for result in results {
         match result {
-            Ok(size) => {
+            Ok((class, size)) => {
                 report.measure(size);
-                let class = &mut report.classes[set.class(index) as usize];
+                let class = &mut report.classes[class as usize];
                 class.count += 1;
                 class.images += 1;
             }

@@ -1,5 +1,6 @@
 //! `rescatter data make`: synthetic sample sets in the true on-disk formats.
 
+mod classes;
 mod coco;
 
 use std::path::{Path, PathBuf};
@@ -39,11 +40,15 @@ enum Kind {
     /// Detection in COCO's layout: polygons, both kinds of runs, crowds, images without objects, gaps in the ids.
     Coco,
     /// Classification: train/CLASS/*.jpg and val/CLASS/*.jpg, one shape per picture.
+    #[value(alias = "classification")]
     Shapes,
+    /// Classification in CIFAR-10's binary layout.
+    Cifar,
+    /// Classification in VTAB-1K's layout of lists: so many images for each of the nineteen tasks.
+    Vtab,
 }
 
 const SCENE_PX: usize = 96;
-const PORTRAIT_PX: usize = 64;
 const JPEG_QUALITY: u8 = 92;
 /// Images from one validation image to the next.
 const VALIDATION_STEP: usize = 5;
@@ -56,7 +61,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             .into());
     }
     match args.kind {
-        Kind::Shapes => classification(args)?,
+        Kind::Shapes => classes::folders(args)?,
+        Kind::Cifar => classes::cifar(args)?,
+        Kind::Vtab => classes::vtab(args)?,
         Kind::Coco => coco::make(args)?,
         Kind::Ade20k => segmentation(args, &Layout::ADE20K)?,
         Kind::CocoStuff => segmentation(args, &Layout::COCO_STUFF)?,
@@ -72,27 +79,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn is_validation(number: usize) -> bool {
     number % VALIDATION_STEP == VALIDATION_STEP - 1
-}
-
-fn classification(args: &Args) -> anyhow::Result<()> {
-    for (split, class) in
-        ["train", "val"].iter().flat_map(|split| SHAPES.map(|class| (split, class)))
-    {
-        create_dir(&args.output.join(split).join(class))?;
-    }
-    (0..args.count).into_par_iter().try_for_each(|number| {
-        let mut stream = Rng::new(args.seed).stream(Purpose::Synthetic, number as u64, 0);
-        // The classes take turns within a split, so that a small set has them all.
-        let before = number / VALIDATION_STEP;
-        let turn = if is_validation(number) { before } else { number - before };
-        let kind = turn % SHAPES.len();
-        let picture = shapes::portrait(PORTRAIT_PX, kind, &mut stream);
-        let split = if is_validation(number) { "val" } else { "train" };
-        write_jpeg(
-            &picture.image,
-            &args.output.join(split).join(SHAPES[kind]).join(format!("{number:05}.jpg")),
-        )
-    })
 }
 
 /// Where a segmentation format keeps its files, and what its labels say.

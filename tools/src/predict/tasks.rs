@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use rescatter::data::{self, LabelMap};
+use rescatter::metrics::best;
 use rescatter::{Error, fs};
 use rescatter_heads::tasks::{Answer, TasksPredictor};
 use serde_json::{Map, Value, json};
@@ -55,10 +56,13 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn classification(logits: &[f32], probabilities: &[f32], classes: &[String]) -> Map<String, Value> {
-    let mut falling: Vec<usize> = (0..probabilities.len()).collect();
-    falling.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
-    let top = falling.iter().take(NAMED).map(|&class| {
+/// The most probable classes, and all logits.
+pub(super) fn classification(
+    logits: &[f32],
+    probabilities: &[f32],
+    classes: &[String],
+) -> Map<String, Value> {
+    let top = best(probabilities, NAMED).into_iter().map(|class| {
         json!({ "class": class, "label": classes[class], "probability": probabilities[class] })
     });
     let mut section = Map::new();

@@ -23,6 +23,7 @@ pub(super) fn optim(fixture: &Fixture) -> Result<Option<Outputs>> {
             let config = PolyConfig {
                 power: fixture.hyper("power")?,
                 warmup_iters: fixture.hyper("warmup_iters")?,
+                warmup_epochs: None,
                 warmup_ratio: fixture.hyper("warmup_ratio")?,
                 min_lr: fixture.hyper("min_lr")?,
             };
@@ -31,6 +32,7 @@ pub(super) fn optim(fixture: &Fixture) -> Result<Option<Outputs>> {
         "cosine_warmup" => {
             let config = CosineConfig {
                 warmup_iters: fixture.hyper("warmup_iters")?,
+                warmup_epochs: None,
                 warmup_lr: fixture.hyper("warmup_lr")?,
                 min_lr: fixture.hyper("min_lr")?,
             };
