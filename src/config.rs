@@ -17,7 +17,8 @@ pub(crate) mod validate;
 
 pub use backbone::{Arch, BackboneConfig, RelPosConfig, WindowConfig, WindowPadding};
 pub use data::{
-    ClassNames, CocoConfig, DataConfig, ImageFolderConfig, MaskFolderConfig, OnError, SplitConfig,
+    ClassNames, CocoConfig, DataConfig, ImageFolderConfig, MaskFolderConfig, OnError,
+    SamplingConfig, SplitConfig, VideoListConfig, ViewsConfig,
 };
 pub use dispatch::{DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, Variant};
 pub use train::{
@@ -25,7 +26,7 @@ pub use train::{
     PolyConfig, Precision, ScheduleConfig, SgdConfig, TrainConfig,
 };
 pub use transforms::TransformConfig;
-pub use tuning::{AdapterConfig, BackboneTuning, TuningConfig};
+pub use tuning::{AdapterConfig, BackboneTuning, StAdapterConfig, TuningConfig};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -43,7 +43,7 @@ impl<H: Head> Model<H> {
         Ok(Self { backbone, head, params, loss: cfg.loss })
     }
 
-    /// The losses of one batch `[B, 3, H, W]`: the head's terms, then `rate`, `complete.*` and `distill` as far as the
+    /// The losses of one batch `[B, 3, H, W]`, or `[B·T, 3, H, W]` where a sample is a clip of T frames: the head's terms, then `rate`, `complete.*` and `distill` as far as the
     /// config wants them; and who worked where. The rate is that of this batch alone.
     ///
     /// # Errors
@@ -69,7 +69,10 @@ impl<H: Head> Model<H> {
         ctx: &StepContext,
         mean_mask: Option<f64>,
     ) -> Result<(Losses, KeptStats)> {
-        let features = self.backbone.forward(images, &Pass::Train(ctx))?;
+        let frames = frames_per_clip(images, ctx.samples.len())?;
+        let samples = frame_samples(ctx.samples, frames);
+        let of_frames = StepContext { samples: &samples, ..*ctx };
+        let features = self.backbone.forward_clips(images, frames, &Pass::Train(&of_frames))?;
         let mut losses = self.head.losses(&features, targets, ctx)?;
         let dispatch = self.backbone.dispatch();
         // A random mask has no gradient, so its rate is no loss.
@@ -95,7 +98,10 @@ impl<H: Head> Model<H> {
         targets: &[H::Target],
         ctx: &StepContext,
     ) -> Result<()> {
-        let features = self.backbone.forward(images, &Pass::Complete(ctx))?;
+        let frames = frames_per_clip(images, ctx.samples.len())?;
+        let samples = frame_samples(ctx.samples, frames);
+        let of_frames = StepContext { samples: &samples, ..*ctx };
+        let features = self.backbone.forward_clips(images, frames, &Pass::Complete(&of_frames))?;
         let complete =
             self.head.losses(&features, targets, &StepContext { update_stats: false, ..*ctx })?;
         if self.loss.complete > 0.0 {
@@ -114,7 +120,7 @@ impl<H: Head> Model<H> {
         Ok(())
     }
 
-    /// One prediction per image of the batch `[B, 3, H, W]`, without gradients, skipping what the dispatchers skip; and
+    /// One prediction per image of the batch `[B, 3, H, W]`, or per clip of `[B·T, 3, H, W]`, without gradients, skipping what the dispatchers skip; and
     /// who worked where.
     ///
     /// # Errors
@@ -124,7 +130,8 @@ impl<H: Head> Model<H> {
         images: &Tensor,
         metas: &[ImageMeta],
     ) -> Result<(Vec<H::Prediction>, KeptStats)> {
-        let features = self.backbone.forward(images, &Pass::Infer)?;
+        let frames = frames_per_clip(images, metas.len())?;
+        let features = self.backbone.forward_clips(images, frames, &Pass::Infer)?;
         Ok((self.head.predict(&features, metas)?, features.kept))
     }
 }
@@ -134,6 +141,21 @@ impl<H> Model<H> {
     pub fn trainable_count(&self) -> usize {
         self.params.trainable_count()
     }
+}
+
+/// T, where `images` `[B·T, 3, H, W]` are those of `clips` samples.
+fn frames_per_clip(images: &Tensor, clips: usize) -> Result<usize> {
+    let images = images.dim(0)?;
+    if clips == 0 || !images.is_multiple_of(clips) {
+        bail!("{images} images do not make {clips} samples");
+    }
+    Ok(images / clips)
+}
+
+/// A number of its own for every frame: the key of its noise, dropout and stochastic depth. Those of images are theirs.
+fn frame_samples(samples: &[u64], frames: usize) -> Vec<u64> {
+    let frames = frames as u64;
+    samples.iter().flat_map(|sample| (0..frames).map(move |t| sample * frames + t)).collect()
 }
 
 /// Zeros right and below, so that `[B, C, H, W]` become at least `size` (height, width).

@@ -136,6 +136,7 @@ fn store(cfg: &BackboneConfig, variant: Variant) -> ParamStore {
     let tuning = TuningConfig {
         backbone: BackboneTuning::Frozen,
         adapter: (variant != Variant::None).then_some(adapter),
+        ..TuningConfig::default()
     };
     let dispatch = DispatchConfig { variant, ..DispatchConfig::default() };
     Vit::new(cfg, &dispatch, &tuning, &[0], &store.root().pp("backbone")).unwrap();

@@ -4,7 +4,7 @@ use candle_core::Result;
 use rescatter::backbone::Dims;
 use rescatter::dispatch::flops::{self, FlopCount};
 
-use crate::{Config, HeadConfig, UperNetConfig, mask_rcnn};
+use crate::{Config, HeadConfig, TemporalTransformerConfig, UperNetConfig, mask_rcnn};
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,14 +17,17 @@ pub struct Pass {
     pub classes: usize,
 }
 
-/// One inference pass of the model of `config` over one image; the auxiliary head belongs to training and is not in it.
+/// One inference pass of the model of `config` over one image, or over one clip of a video model; the auxiliary head belongs to training and is not in it.
 ///
 /// # Errors
 /// If the sizes in `config` do not fit together.
 pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
     let dims = Dims::new(&config.backbone)?;
     let grid = (pass.size.0.div_ceil(dims.patch), pass.size.1.div_ceil(dims.patch));
-    let mut count = flops::backbone(&dims, &config.dispatch, &config.tuning, pass.size, pass.kept);
+    let frames = config.data.train.video_list.as_ref().map_or(1, |list| list.frames);
+    let mut count = flops::backbone(&dims, &config.dispatch, &config.tuning, pass.size, pass.kept)
+        .repeated(frames);
+    let patches = frames * grid.0 * grid.1;
     match &config.head {
         HeadConfig::Upernet(head) => {
             flops::dyt_pyramid(&mut count, dims.dim, grid);
@@ -38,6 +41,16 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
             mask_rcnn::flops::count(&mut count, head, (dims.dim, pass.classes), grid);
         }
         HeadConfig::Classifier(_) => same(&mut count, "classifier", dims.dim * pass.classes),
+        HeadConfig::TemporalQuery(_) => {
+            // Keys and values of every token; the one query, its mixing and its projection.
+            let (keys, dim) = (patches + frames * dims.prefix(), dims.dim);
+            let macs = 2 * keys * dim * dim + 2 * keys * dim + 2 * dim * dim;
+            same(&mut count, "query over all frames", macs + dim * pass.classes);
+        }
+        HeadConfig::TemporalTransformer(head) => {
+            let macs = clip_transformer(head, dims.dim) + head.dim * pass.classes;
+            same(&mut count, "transformer over the frames", macs);
+        }
     }
     Ok(count)
 }
@@ -60,6 +73,12 @@ fn upernet(
     same(count, "decode head: level convolutions", finer * 9 * c * c);
     same(count, "decode head: fuse convolution", finest * 9 * 4 * c * c);
     same(count, "decode head: class scores", finest * c * classes);
+}
+
+fn clip_transformer(head: &TemporalTransformerConfig, channels: usize) -> usize {
+    let (cells, dim) = (head.frames * head.cells[0] * head.cells[1], head.dim);
+    let tokens = cells + 1;
+    cells * channels * dim + head.depth * (12 * tokens * dim * dim + 2 * tokens * tokens * dim)
 }
 
 fn same(count: &mut FlopCount, name: &str, macs: usize) {

@@ -11,7 +11,9 @@ use rescatter::params::ParamStore;
 use rescatter::weights::{LoadOptions, load_pretrained};
 use rescatter::{Error, Result};
 
-use crate::{ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead};
+use crate::{
+    ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead, TemporalHead,
+};
 
 /// A model with the head of its task.
 #[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
@@ -22,6 +24,8 @@ pub enum TaskModel {
     Detection(Model<MaskRcnn>),
     /// A class for an image.
     Classification(Model<ClassifierHead>),
+    /// A class for a clip.
+    Video(Model<TemporalHead>),
 }
 
 impl TaskModel {
@@ -49,6 +53,11 @@ impl TaskModel {
                     ClassifierHead::new(head, &spec, classes, root)
                 })?)
             }
+            (Task::Video, HeadConfig::TemporalQuery(_) | HeadConfig::TemporalTransformer(_)) => {
+                Self::Video(Model::new(config, &taps, device, |spec, root| {
+                    TemporalHead::new(&config.head, &spec, classes, root)
+                })?)
+            }
             (task, head) => {
                 let task = format!("{task:?}").to_lowercase();
                 return Err(Error::usage(format!(
@@ -56,7 +65,8 @@ impl TaskModel {
                     head.name()
                 ))
                 .with_hint(
-                    "segmentation has `upernet` and `linear`, detection `mask_rcnn`, classification `classifier`",
+                    "segmentation has `upernet` and `linear`, detection `mask_rcnn`, classification `classifier`, \
+                     video `temporal_query` and `temporal_transformer`",
                 ));
             }
         };
@@ -78,6 +88,7 @@ impl TaskModel {
             Self::Segmentation(model) => &model.params,
             Self::Detection(model) => &model.params,
             Self::Classification(model) => &model.params,
+            Self::Video(model) => &model.params,
         }
     }
 
@@ -87,6 +98,7 @@ impl TaskModel {
             Self::Segmentation(model) => &model.backbone,
             Self::Detection(model) => &model.backbone,
             Self::Classification(model) => &model.backbone,
+            Self::Video(model) => &model.backbone,
         }
     }
 }
@@ -115,6 +127,9 @@ fn label_maps(split: &SplitConfig) -> Option<&MaskFolderConfig> {
 pub fn class_names(config: &Config) -> Result<Vec<String>> {
     if let Some(coco) = coco(&config.data.train) {
         return Ok(Annotations::read(&coco.annotations)?.class_names());
+    }
+    if config.task == Task::Video {
+        return rescatter::data::video::class_names_of(&config.data.train);
     }
     match label_maps(&config.data.train) {
         Some(maps) => rescatter::data::class_names(&maps.classes),

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::attention::{attention_branch, detached_attention};
 use super::mlp::{detached_mlp, mlp_branch};
-use super::{Dims, Pass};
+use super::{Dims, Pass, TokenGrid};
 use crate::config::{DispatchConfig, Select, TuningConfig, Variant};
 use crate::dispatch::{Active, Dispatcher, Selector};
 use crate::ops::{self, AttentionBranch, MlpBranch};
@@ -66,18 +66,27 @@ impl Block {
         }
     }
 
-    /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `grid` (rows, columns). The variants
-    /// of \[DyT\] Fig. 3 differ in what `selector` cuts.
+    /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `places`. The variants of \[DyT\]
+    /// Fig. 3 differ in what `selector` cuts.
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        grid: (usize, usize),
+        places: TokenGrid,
         selector: &mut Selector,
     ) -> Result<Tensor> {
+        let x = &self.enter(x, places)?;
         match self.variant {
             Variant::None | Variant::Mlp => {
-                self.feed(&self.attend(x, grid, selector.pass())?, selector)
+                self.feed(&self.attend(x, places.grid, selector.pass())?, selector)
             }
+        }
+    }
+
+    /// What comes before the attention: `x + A(x)` of the adapter over time, where there is one.
+    pub(crate) fn enter(&self, x: &Tensor, places: TokenGrid) -> Result<Tensor> {
+        match self.tuning.adapt_time(x, places)? {
+            Some(adapted) => x + adapted,
+            None => Ok(x.clone()),
         }
     }
 

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use super::block::Block;
 use super::layers::{NORM_EPS, detached, layer_norm};
 use super::patch_embed::PatchEmbed;
-use super::{Dims, Features, Pass, resize_pos_embed};
+use super::{Dims, Features, Pass, TokenGrid, resize_pos_embed};
 use crate::config::{
     BackboneConfig, BackboneTuning, DispatchConfig, Inference, Select, TuningConfig, Variant,
 };
@@ -90,11 +90,20 @@ impl Vit {
     /// # Errors
     /// If the images or the pass do not fit the model.
     pub fn forward(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
+        self.forward_clips(images, 1, pass)
+    }
+
+    /// [`Vit::forward`] of clips of `frames` frames each, `[B·T, 3, H, W]` with the frames of a clip adjacent. A training
+    /// pass wants one sample number per frame.
+    ///
+    /// # Errors
+    /// As [`Vit::forward`], and if the images are no whole clips.
+    pub fn forward_clips(&self, images: &Tensor, frames: usize, pass: &Pass) -> Result<Features> {
         let mut maps: Vec<Option<Tensor>> = vec![None; self.taps.len()];
         let (_, _, height, width) = images.dims4()?;
         let (size, prefix) = ((height, width), self.dims.prefix());
         let (grid, padded) = (self.dims.grid(size), self.dims.padded_grid(size));
-        let (last, kept) = self.visit(images, pass, |index, x| {
+        let (last, kept) = self.visit_clips(images, frames, pass, |index, x| {
             for (map, _) in maps.iter_mut().zip(&self.taps).filter(|(_, tap)| **tap == index) {
                 *map = Some(map_of(x, prefix, padded, grid)?);
             }
@@ -107,7 +116,7 @@ impl Vit {
             tokens: ops::layer_norm(&last, &norm.0, &norm.1, NORM_EPS)?,
             grid,
             prefix,
-            frames: 1,
+            frames,
             stride_px: self.dims.patch as f32,
             kept,
         })
@@ -122,8 +131,21 @@ impl Vit {
         &self,
         images: &Tensor,
         pass: &Pass,
+        look: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<(Tensor, KeptStats)> {
+        self.visit_clips(images, 1, pass, look)
+    }
+
+    fn visit_clips(
+        &self,
+        images: &Tensor,
+        frames: usize,
+        pass: &Pass,
         mut look: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<(Tensor, KeptStats)> {
+        if frames == 0 || !images.dim(0)?.is_multiple_of(frames) {
+            bail!("{} images are no whole clips of {frames} frames", images.dim(0)?);
+        }
         let (mut x, padded) = self.embed(images)?;
         let (_, _, height, width) = images.dims4()?;
         let grid = self.dims.grid((height, width));
@@ -137,7 +159,7 @@ impl Vit {
             if !pass.tracks() {
                 x = x.detach();
             }
-            x = block.forward(&x, padded, &mut selector)?;
+            x = block.forward(&x, TokenGrid { grid: padded, frames }, &mut selector)?;
             look(index, &x)?;
         }
         Ok((x, selector.finish()))
@@ -267,7 +289,8 @@ mod tests {
     fn vit(store: &ParamStore, tuned: BackboneTuning) -> Vit {
         let dispatch = DispatchConfig { variant: Variant::Mlp, ..DispatchConfig::default() };
         let adapter = AdapterConfig { bottleneck: 4, scale: 0.5, dropout: 0.0, experts: 1 };
-        let tuning = TuningConfig { backbone: tuned, adapter: Some(adapter) };
+        let tuning =
+            TuningConfig { backbone: tuned, adapter: Some(adapter), ..TuningConfig::default() };
         Vit::new(&backbone(), &dispatch, &tuning, &[1], &store.root()).unwrap()
     }
 

@@ -10,6 +10,20 @@ pub struct TuningConfig {
     pub backbone: BackboneTuning,
     /// AdaptFormer-style bottleneck beside the MLP (\[DyT\] Eq. 1).
     pub adapter: Option<AdapterConfig>,
+    /// Bottleneck with a convolution over time before the attention, for clips.
+    pub st_adapter: Option<StAdapterConfig>,
+}
+
+/// ST-Adapter (Pan et al., arXiv 2206.13559): A(x) = Up(ReLU(Conv(Down(x)))), the convolution depthwise over frames, rows
+/// and columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StAdapterConfig {
+    /// Hidden width.
+    pub bottleneck: usize,
+    /// Frames, rows and columns that the convolution sees; all odd.
+    #[serde(default = "over_time")]
+    pub kernel: [usize; 3],
 }
 
 /// Whether the pretrained weights are trained.
@@ -40,6 +54,9 @@ pub struct AdapterConfig {
     pub experts: usize,
 }
 
+fn over_time() -> [usize; 3] {
+    [3, 1, 1]
+}
 fn one() -> usize {
     1
 }

@@ -2,7 +2,7 @@
 
 use super::{
     AdamWConfig, Arch, BackboneConfig, Config, DispatchConfig, EvalConfig, EvalMode, GroupConfig,
-    Inference, OptimizerConfig, ScheduleConfig, SplitConfig, TrainConfig, TransformConfig,
+    Inference, OptimizerConfig, SamplingConfig, ScheduleConfig, SplitConfig, TrainConfig, TransformConfig,
 };
 
 type Check = std::result::Result<(), String>;
@@ -16,6 +16,11 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
         require(adapter.bottleneck > 0, "tuning.adapter.bottleneck", "must be at least 1")?;
         require(adapter.experts > 0, "tuning.adapter.experts", "must be at least 1")?;
         share(adapter.dropout, "tuning.adapter.dropout")?;
+    }
+    if let Some(adapter) = &config.tuning.st_adapter {
+        require(adapter.bottleneck > 0, "tuning.st_adapter.bottleneck", "must be at least 1")?;
+        let odd = adapter.kernel.iter().all(|side| side % 2 == 1);
+        require(odd, "tuning.st_adapter.kernel", "must be three odd numbers")?;
     }
     split(&config.data.train, "data.train")?;
     split(&config.data.val, "data.val")?;
@@ -152,6 +157,7 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         config.coco_stuff.is_some(),
         config.image_folder.is_some(),
         config.coco.is_some(),
+        config.video_list.is_some(),
         config.concat.is_some(),
     ];
     let count = readers.into_iter().filter(|given| *given).count();
@@ -159,9 +165,19 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         count == 1,
         key,
         &format!(
-            "needs exactly one reader (ade20k, coco_stuff, image_folder, coco, concat), got {count}"
+            "needs exactly one reader (ade20k, coco_stuff, image_folder, coco, video_list, concat), got {count}"
         ),
     )?;
+    if let Some(list) = &config.video_list {
+        let key = format!("{key}.video_list");
+        let least = "must be at least 1";
+        require(list.frames > 0, &format!("{key}.frames"), least)?;
+        require(list.short_side != Some(0), &format!("{key}.short_side"), least)?;
+        require(list.views.clips > 0, &format!("{key}.views.clips"), least)?;
+        require(list.views.crops > 0, &format!("{key}.views.crops"), least)?;
+        let dense = SamplingConfig::Dense { rate: 0 };
+        require(list.sampling != dense, &format!("{key}.sampling.dense.rate"), least)?;
+    }
     if let Some(parts) = &config.concat {
         require(!parts.is_empty(), &format!("{key}.concat"), "must not be empty")?;
         for (i, part) in parts.iter().enumerate() {

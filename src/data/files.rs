@@ -66,6 +66,7 @@ pub(crate) fn has_extension(path: &Path, known: &[&str]) -> bool {
 pub fn class_names(names: &ClassNames) -> Result<Vec<String>> {
     let (names, source) = match names {
         ClassNames::List(names) => (names.clone(), None),
+        ClassNames::Count(count) => ((0..*count).map(|label| label.to_string()).collect(), None),
         ClassNames::File(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
             (names_of_text(&text), Some(path))

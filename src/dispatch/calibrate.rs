@@ -9,7 +9,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Pass, Selector};
-use crate::backbone::Vit;
+use crate::backbone::{TokenGrid, Vit};
 use crate::config::{DispatchConfig, Inference};
 
 /// Passes in which the shares settle.
@@ -21,6 +21,14 @@ const PASSES: usize = 2;
 /// # Errors
 /// If `q` is no share, there are no images, or the model has no learned dispatcher.
 pub fn calibrate(vit: &Vit, batches: &[Tensor], q: f64) -> Result<Vec<f32>> {
+    calibrate_clips(vit, batches, 1, q)
+}
+
+/// [`calibrate`] on clips of `frames` frames each, the frames of a clip adjacent in its batch.
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn calibrate_clips(vit: &Vit, batches: &[Tensor], frames: usize, q: f64) -> Result<Vec<f32>> {
     if !(0.0..=1.0).contains(&q) {
         bail!("the share of active tokens must lie in [0, 1], got {q}");
     }
@@ -28,13 +36,21 @@ pub fn calibrate(vit: &Vit, batches: &[Tensor], q: f64) -> Result<Vec<f32>> {
         bail!("calibration needs images and a model with learned dispatchers");
     }
     // The published threshold gives the first logits.
-    let mut pass = cut(vit, batches, |_, _| 0.0)?;
+    let clips = Clips { batches, frames };
+    let mut pass = cut(vit, clips, |_, _| 0.0)?;
     for _ in 0..PASSES {
         let shares = common_shares(&pass.logits, q);
-        pass = cut(vit, batches, |layer, logits| threshold_keeping(shares[layer], logits))?;
+        pass = cut(vit, clips, |layer, logits| threshold_keeping(shares[layer], logits))?;
     }
     vit.set_thresholds(pass.thresholds.clone());
     Ok(pass.thresholds)
+}
+
+/// Images `[B·T, 3, H, W]` in clips of T frames.
+#[derive(Clone, Copy)]
+struct Clips<'a> {
+    batches: &'a [Tensor],
+    frames: usize,
 }
 
 /// One pass over all layers.
@@ -45,20 +61,21 @@ struct Cut {
 }
 
 /// Goes layer by layer; `choose(layer, logits)` fixes the layer's threshold before the layer works.
-fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
+fn cut(vit: &Vit, clips: Clips, choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
     let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
     let prefix = vit.dims().prefix();
     let embed = |images: &Tensor| -> Result<_> {
         let ((x, padded), (_, _, height, width)) = (vit.embed(images)?, images.dims4()?);
         Ok((x.detach(), padded, vit.dims().grid((height, width))))
     };
-    let mut tokens = batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
+    let mut tokens = clips.batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
     for (index, block) in vit.inference_blocks().iter().enumerate() {
         // Where the MLP alone is dispatched, its tokens are those after the attention. With an infinite threshold the
         // MLP half scores them and computes next to nothing else.
         let mut logits = Vec::new();
         for (x, padded, grid) in &mut tokens {
+            *x = block.enter(x, TokenGrid { grid: *padded, frames: clips.frames })?;
             *x = block.attend(x, *padded, &Pass::Infer)?.detach();
             let mut probe = Selector::new(&Pass::Infer, &cfg, Some(&[f32::INFINITY]), prefix)
                 .cropping(*padded, *grid);

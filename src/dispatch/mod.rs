@@ -13,7 +13,7 @@ mod gumbel;
 mod rate;
 mod select;
 
-pub use calibrate::calibrate;
+pub use calibrate::{calibrate, calibrate_clips};
 pub use dispatcher::Dispatcher;
 pub use distill::distill_term;
 pub use gumbel::{noise_factor, straight_through};

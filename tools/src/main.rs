@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod eval;
 mod flops;
+mod pixels;
 mod predict;
 mod process;
 mod score;
@@ -37,7 +38,7 @@ enum Command {
     Train(train::Args),
     /// Evaluate a run, or a config with its weights.
     Eval(eval::Args),
-    /// Predict on images and draw the results.
+    /// Predict on images or videos and draw the results.
     Predict(predict::Args),
     /// Time the dense model beside the skipping one.
     Bench(bench::Args),

@@ -1,6 +1,7 @@
 //! `rescatter data make`: synthetic sample sets in the true on-disk formats.
 
 mod coco;
+mod video;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,6 +41,9 @@ enum Kind {
     Coco,
     /// Classification: train/CLASS/*.jpg and val/CLASS/*.jpg, one shape per picture.
     Shapes,
+    /// Video: clips/*.mp4 (folders of frames in a build without `video`), train.txt, val.txt; the classes are the directions
+    /// in which a picture moves.
+    Video,
 }
 
 const SCENE_PX: usize = 96;
@@ -58,14 +62,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.kind {
         Kind::Shapes => classification(args)?,
         Kind::Coco => coco::make(args)?,
+        Kind::Video => video::make(args)?,
         Kind::Ade20k => segmentation(args, &Layout::ADE20K)?,
         Kind::CocoStuff => segmentation(args, &Layout::COCO_STUFF)?,
     }
     let validation = (0..args.count).filter(|number| is_validation(*number)).count();
     println!(
-        "{}: {} images for training, {validation} for validation",
+        "{}: {} {} for training, {validation} for validation",
         args.output.display(),
-        args.count - validation
+        args.count - validation,
+        if args.kind == Kind::Video { "clips" } else { "images" },
     );
     Ok(ExitCode::SUCCESS)
 }
