@@ -21,7 +21,8 @@ mod vtab;
 pub use backbone::{Arch, BackboneConfig, RelPosConfig, WindowConfig, WindowPadding};
 pub use data::{
     CifarConfig, CifarSplit, CifarVariant, ClassNames, CocoConfig, DataConfig, ImageFolderConfig,
-    ImageListConfig, MaskFolderConfig, MixConfig, OnError, SplitConfig, VtabConfig, VtabList,
+    ImageListConfig, MaskFolderConfig, MixConfig, OnError, SamplingConfig, SplitConfig,
+    VideoListConfig, ViewsConfig, VtabConfig, VtabList,
 };
 pub use dispatch::{
     DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, TauSchedule, Variant,
@@ -33,7 +34,7 @@ pub use train::{
 pub use transforms::{Fill, TransformConfig};
 pub use tuning::{
     AdapterConfig, BackboneTuning, Ia3Config, LoraConfig, LoraTarget, MemoryConfig, Placement,
-    RlrrConfig, RlrrInit, SsfConfig, TuningConfig, VptConfig,
+    RlrrConfig, RlrrInit, SsfConfig, StAdapterConfig, TuningConfig, VptConfig,
 };
 pub use vtab::{VtabGroup, VtabTask};
 

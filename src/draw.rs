@@ -148,6 +148,19 @@ pub fn contact_sheet(tiles: &[(RgbImage, String)], columns: usize) -> RgbImage {
     canvas
 }
 
+/// Pictures beside each other on white.
+pub fn strip(parts: &[RgbImage]) -> RgbImage {
+    let height = parts.iter().map(RgbImage::height).max().unwrap_or(1);
+    let width = parts.iter().map(|part| part.width() + 1).sum::<u32>().max(2) - 1;
+    let mut canvas = RgbImage::from_pixel(width, height, WHITE);
+    let mut x = 0;
+    for part in parts {
+        image::imageops::replace(&mut canvas, part, x, 0);
+        x += i64::from(part.width()) + 1;
+    }
+    canvas
+}
+
 /// Pictures below each other on white.
 pub fn stack(parts: &[RgbImage]) -> RgbImage {
     let width = parts.iter().map(RgbImage::width).max().unwrap_or(1);

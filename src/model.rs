@@ -45,7 +45,8 @@ impl<H: Head> Model<H> {
         Ok(Self { backbone, head, params, loss: cfg.loss })
     }
 
-    /// The losses of one batch `[B, 3, H, W]` (or what the backbone gave for it before, pooled to `[B, 1, C]`): the head's terms, then `rate`, `complete.*` and `distill` as far as the
+    /// The losses of one batch `[B, 3, H, W]`, or `[B·T, 3, H, W]` where a sample is a clip of T frames (or of what the
+    /// backbone gave for it before, pooled to `[B, 1, C]`): the head's terms, then `rate`, `complete.*` and `distill` as far as the
     /// config wants them; and who worked where. The rate is that of this batch alone.
     ///
     /// # Errors
@@ -71,7 +72,7 @@ impl<H: Head> Model<H> {
         ctx: &StepContext,
         mean_mask: Option<f64>,
     ) -> Result<(Losses, KeptStats)> {
-        let features = self.features(images, &Pass::Train(ctx))?;
+        let features = self.features(images, ctx, |ctx| Pass::Train(ctx))?;
         let mut losses = self.head.losses(&features, targets, ctx)?;
         let dispatch = self.backbone.dispatch();
         // A random mask has no gradient, so its rate is no loss; nor has that of a model that tasks are added to.
@@ -89,13 +90,22 @@ impl<H: Head> Model<H> {
         Ok((losses, features.kept))
     }
 
-    /// What the backbone gives for images `[B, 3, H, W]`. In the place of images there may be `[B, 1, C]`: what it gave before,
-    /// pooled; that is right where nothing before the head is trained or drawn at random.
-    fn features(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
-        match images.rank() {
-            3 => Ok(Features::of_pooled(images.clone())),
-            _ => self.backbone.forward(images, pass),
+    /// What the backbone gives for images `[B, 3, H, W]`, or for clips `[B·T, 3, H, W]` of as many samples as `ctx` names. In
+    /// the place of images there may be `[B, 1, C]`: what it gave before, pooled; that is right where nothing before the head
+    /// is trained or drawn at random.
+    fn features(
+        &self,
+        images: &Tensor,
+        ctx: &StepContext,
+        pass: for<'a> fn(&'a StepContext<'a>) -> Pass<'a>,
+    ) -> Result<Features> {
+        if images.rank() == 3 {
+            return Ok(Features::of_pooled(images.clone()));
         }
+        let frames = frames_per_clip(images, ctx.samples.len())?;
+        let samples = frame_samples(ctx.samples, frames);
+        let of_frames = StepContext { samples: &samples, ..*ctx };
+        self.backbone.forward_clips(images, frames, &pass(&of_frames))
     }
 
     /// \[DyT\] §3.5: the same weights with every token active, as a second task and as the teacher.
@@ -106,7 +116,7 @@ impl<H: Head> Model<H> {
         targets: &[H::Target],
         ctx: &StepContext,
     ) -> Result<()> {
-        let features = self.features(images, &Pass::Complete(ctx))?;
+        let features = self.features(images, ctx, |ctx| Pass::Complete(ctx))?;
         let complete =
             self.head.losses(&features, targets, &StepContext { update_stats: false, ..*ctx })?;
         if self.loss.complete > 0.0 {
@@ -125,7 +135,7 @@ impl<H: Head> Model<H> {
         Ok(())
     }
 
-    /// One prediction per image of the batch `[B, 3, H, W]`, without gradients, skipping what the dispatchers skip; and
+    /// One prediction per image of the batch `[B, 3, H, W]`, or per clip of `[B·T, 3, H, W]`, without gradients, skipping what the dispatchers skip; and
     /// who worked where.
     ///
     /// # Errors
@@ -135,7 +145,8 @@ impl<H: Head> Model<H> {
         images: &Tensor,
         metas: &[ImageMeta],
     ) -> Result<(Vec<H::Prediction>, KeptStats)> {
-        let features = self.backbone.forward(images, &Pass::Infer)?;
+        let frames = frames_per_clip(images, metas.len())?;
+        let features = self.backbone.forward_clips(images, frames, &Pass::Infer)?;
         Ok((self.head.predict(&features, metas)?, features.kept))
     }
 }
@@ -181,6 +192,21 @@ impl Display for TrainedParts {
         let all = method + dispatchers + head;
         write!(f, "{all} trained numbers (method {method}, dispatchers {dispatchers}, head {head})")
     }
+}
+
+/// T, where `images` `[B·T, 3, H, W]` are those of `clips` samples.
+fn frames_per_clip(images: &Tensor, clips: usize) -> Result<usize> {
+    let images = images.dim(0)?;
+    if clips == 0 || !images.is_multiple_of(clips) {
+        bail!("{images} images do not make {clips} samples");
+    }
+    Ok(images / clips)
+}
+
+/// A number of its own for every frame: the key of its noise, dropout and stochastic depth. Those of images are theirs.
+fn frame_samples(samples: &[u64], frames: usize) -> Vec<u64> {
+    let frames = frames as u64;
+    samples.iter().flat_map(|sample| (0..frames).map(move |t| sample * frames + t)).collect()
 }
 
 /// Zeros right and below, so that `[B, C, H, W]` become at least `size` (height, width).

@@ -38,6 +38,8 @@ pub enum Keep {
 pub enum Init {
     /// Every value the same.
     Const(f64),
+    /// 1 in the middle of each filter of a depthwise convolution and 0 elsewhere: the identity.
+    Centre,
     /// Normal(0, std).
     Normal(f64),
     /// Normal(0, std) cut at two standard deviations.
@@ -249,6 +251,10 @@ fn initial_values(init: Init, shape: &Shape, stream: &mut Stream) -> Vec<f32> {
     };
     match init {
         Init::Const(value) => vec![value as f32; shape.elem_count()],
+        Init::Centre => {
+            let inside = |place: usize| f32::from(u8::from(place % area == area / 2));
+            (0..shape.elem_count()).map(inside).collect()
+        }
         Init::Normal(std) => draw(&mut |s| s.normal() * std),
         Init::TruncatedNormal(std) => draw(&mut |s| s.truncated_normal(std)),
         Init::NormalAround(mean, std) => draw(&mut |s| mean + s.normal() * std),

@@ -36,6 +36,9 @@ fn configured(task: &str, dispatch: &str, tuning: &str, sections: &str) -> Confi
     let reader = match task {
         "segmentation" => "ade20k: { images: a, labels: b, classes: [sky, road, tree] }",
         "detection" => "coco: { images: a, annotations: b }",
+        "video" => {
+            "video_list: { root: a, file: b, classes: [sky, road, tree], sampling: { uniform: {} }, frames: 3 }"
+        }
         _ => "image_folder: { root: a, classes: [sky, road, tree] }",
     };
     let split = format!("{{ {reader}, transforms: [normalize: {{}}] }}");
@@ -72,6 +75,20 @@ fn detection(sections: &str) -> Model<rescatter_heads::MaskRcnn> {
     }
 }
 
+/// A model of clips of three frames.
+fn video(head: &str, overrides: &[&str]) -> Model<rescatter_heads::TemporalHead> {
+    let mut config = config("video", head);
+    let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+    if !overrides.is_empty() {
+        let text = load::to_yaml(&config).unwrap();
+        config = load::parse(&text, Path::new("contract.yaml"), &overrides).unwrap();
+    }
+    match TaskModel::new(&config, CLASSES, &Device::Cpu).unwrap() {
+        TaskModel::Video(model) => model,
+        _ => panic!("asked for video"),
+    }
+}
+
 /// Two rectangles of different classes in each image, one of them an ellipse inside its box; and a crowd.
 fn instances() -> Vec<Instances> {
     let image = |turn: usize| {
@@ -105,9 +122,15 @@ fn label_maps() -> Vec<LabelMap> {
 }
 
 fn batch<T>(targets: Vec<T>) -> Batch<T> {
+    clips(targets, 1)
+}
+
+/// Two clips of `frames` frames.
+fn clips<T>(targets: Vec<T>, frames: usize) -> Batch<T> {
+    let count = 2 * frames;
     let mut stream = Rng::new(5).stream(Purpose::Synthetic, 0, 0);
-    let values: Vec<f32> = (0..2 * 3 * SIDE * SIDE).map(|_| stream.normal() as f32).collect();
-    let images = Tensor::from_vec(values, (2, 3, SIDE, SIDE), &Device::Cpu).unwrap();
+    let values: Vec<f32> = (0..count * 3 * SIDE * SIDE).map(|_| stream.normal() as f32).collect();
+    let images = Tensor::from_vec(values, (count, 3, SIDE, SIDE), &Device::Cpu).unwrap();
     let size = (SIDE, SIDE);
     let meta =
         |name: &str| ImageMeta { name: name.into(), original: size, input: size, flipped: false };
@@ -143,7 +166,11 @@ fn randomise<H>(model: &Model<H>, seed: u64) -> Result<()> {
 
 /// All the promises: `build` makes the same model every time.
 fn keeps_its_promises<H: Head>(build: impl Fn() -> Model<H>, targets: Vec<H::Target>) {
-    let batch = batch(targets);
+    keeps_its_promises_on(build, batch(targets));
+}
+
+/// The same on another batch.
+fn keeps_its_promises_on<H: Head>(build: impl Fn() -> Model<H>, batch: Batch<H::Target>) {
     let random = |seed| {
         let model = build();
         randomise(&model, seed).unwrap();
@@ -216,7 +243,9 @@ fn scores<H: Head>(model: &Model<H>, batch: &Batch<H::Target>) -> Vec<f32> {
         samples: &batch.samples,
         world: &World::SINGLE,
     };
-    let features = model.backbone.forward(&batch.images, &Pass::Complete(&ctx)).unwrap();
+    let frames = batch.images.dim(0).unwrap() / batch.samples.len();
+    let pass = Pass::Complete(&ctx);
+    let features = model.backbone.forward_clips(&batch.images, frames, &pass).unwrap();
     let losses = model.head.losses(&features, &batch.targets, &ctx).unwrap();
     losses
         .terms
@@ -308,6 +337,29 @@ fn cascade_of_boxes_alone() {
     let heads = "box_head: { convs: 1, conv_dim: 16, fc_dim: 32 }, mask_head: null, cascade: {}, \
                  detections: { suppression: { soft_nms: { decay: { linear: 0.5 } } } }";
     keeps_its_promises(|| detection(&mask_rcnn(heads)), instances());
+}
+
+#[test]
+fn temporal_query() {
+    let build = || video("head: { temporal_query: {} }", &[]);
+    keeps_its_promises_on(build, clips(vec![0, 2], 3));
+}
+
+#[test]
+fn temporal_query_with_every_loss() {
+    let sections =
+        "head: { temporal_query: { num_heads: 4 } }\nloss: { complete: 1.0, distill: 1.0 }";
+    keeps_its_promises_on(|| video(sections, &[]), clips(vec![1, 2], 3));
+}
+
+#[test]
+fn temporal_transformer_on_an_adapter_over_time() {
+    let head =
+        "head: { temporal_transformer: { frames: 3, cells: [2, 1], dim: 16, num_heads: 2 } }";
+    for kernel in ["[3, 1, 1]", "[3, 3, 3]"] {
+        let adapter = format!("tuning.st_adapter={{bottleneck: 8, kernel: {kernel}}}");
+        keeps_its_promises_on(|| video(head, &[&adapter]), clips(vec![0, 2], 3));
+    }
 }
 
 #[test]

@@ -7,9 +7,9 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use rescatter::backbone::{Features, Pass, Vit};
 use rescatter::config::{
     AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, Inference, Placement,
-    RelPosConfig, Select, TuningConfig, Variant, WindowConfig, WindowPadding,
+    RelPosConfig, Select, StAdapterConfig, TuningConfig, Variant, WindowConfig, WindowPadding,
 };
-use rescatter::dispatch::calibrate;
+use rescatter::dispatch::{calibrate, calibrate_clips};
 use rescatter::head::{StepContext, World};
 use rescatter::params::ParamStore;
 use rescatter::rng::{Purpose, Rng};
@@ -317,6 +317,51 @@ fn calibration_meets_its_budget_and_keeps_the_preference_between_layers() -> Res
             assert_eq!(calibrate(&vit, &batches, q)?, thresholds, "calibration is deterministic");
         }
     }
+    Ok(())
+}
+
+/// Clips of three frames behind adapters that look at the frames before and after.
+fn clip_vit(inference: Inference) -> Result<Vit> {
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
+    let st_adapter = Some(StAdapterConfig { bottleneck: 8, kernel: [3, 3, 3] });
+    let tuning = TuningConfig { st_adapter, ..TuningConfig::default() };
+    let vit = Vit::new(&plain(), &mlp(inference), &tuning, &[], &store.root())?;
+    for (name, param) in store.all() {
+        if param.var.rank() >= 2 {
+            let values = normal(param.var.dims(), name.bytes().map(u64::from).sum())?;
+            let fan_in = param.var.dims()[1..].iter().product::<usize>() as f64;
+            store.set(&name, &(values * fan_in.powf(-0.5))?)?;
+        }
+    }
+    Ok(vit)
+}
+
+#[test]
+fn masking_and_gathering_agree_on_clips() -> Result<()> {
+    for inference in [Inference::Threshold, Inference::TopK(0.3)] {
+        let vit = clip_vit(inference)?;
+        let gathered = vit.forward_clips(&images(6)?, 3, &Pass::Infer)?;
+        let masked = vit.forward_clips(&images(6)?, 3, &Pass::InferMasked)?;
+        let kept = gathered.kept.overall()?;
+        assert!((0.1..0.9).contains(&kept), "a case in which {kept} is kept shows little");
+        assert_same("gathered against masked", &gathered, &masked)?;
+        let alone = vit.forward_clips(&images(6)?.narrow(0, 3, 3)?, 3, &Pass::Infer)?;
+        assert_close("a clip alone", &alone.tokens, &gathered.tokens.narrow(0, 3, 3)?)?;
+        let still = vit.forward(&images(6)?, &Pass::Infer)?;
+        let moved = (&still.tokens - &gathered.tokens)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(moved > 1e-2, "the frames do not see each other: {moved}");
+    }
+    let refusal = clip_vit(Inference::Threshold)?.forward_clips(&images(4)?, 3, &Pass::Infer);
+    assert!(refusal.err().unwrap().to_string().contains("no whole clips of 3 frames"));
+    Ok(())
+}
+
+#[test]
+fn calibration_meets_its_budget_on_clips() -> Result<()> {
+    let vit = clip_vit(Inference::Calibrated(0.5))?;
+    calibrate_clips(&vit, &[images(6)?], 3, 0.5)?;
+    let kept = vit.forward_clips(&images(6)?, 3, &Pass::Infer)?.kept.overall()?;
+    assert!((kept - 0.5).abs() <= 0.02, "budget 0.5 on clips: kept {kept}");
     Ok(())
 }
 

@@ -77,6 +77,11 @@ fn boxes_agree_with_the_reference() {
 }
 
 #[test]
+fn the_temporal_head_agrees_with_the_reference() {
+    verify(&["temporal"], 2);
+}
+
+#[test]
 fn regions_agree_with_the_reference() {
     verify(&["roi_align_", "multilevel_roi_align_", "level_assignment", "paste_masks_"], 10);
 }

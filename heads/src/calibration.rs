@@ -1,17 +1,21 @@
 //! Thresholds for a budget, from training images as evaluation would show them.
 
 use candle_core::{Device, Tensor};
+use rescatter::Result;
+use rescatter::backbone::Vit;
 use rescatter::config::{EvalMode, Inference, SplitConfig, Task};
 use rescatter::data::{self, Dataset};
-use rescatter::dispatch::calibrate;
+use rescatter::dispatch::calibrate_clips;
 use rescatter::engine::checkpoint::Thresholds;
 use rescatter::rng::{Purpose, Rng};
-use rescatter::{Error, Result};
 
 use crate::{Config, TaskModel};
 
 /// Images that the thresholds are calibrated on: the share that they give on other images is off by about a percent.
 const IMAGES: usize = 24;
+
+/// Clips that they are calibrated on, several frames each.
+const CLIPS: usize = 8;
 
 /// Calibrates the model if its config asks for a calibrated budget and it has no thresholds for it.
 ///
@@ -24,7 +28,7 @@ pub fn ensure(model: &TaskModel, config: &Config) -> Result<()> {
             "calibrating the thresholds on {IMAGES} training images for a share of {share}"
         );
         let images = images(config, model.params().device())?;
-        calibrate(model.backbone(), &images, share)?;
+        calibrated(model.backbone(), &images, share)?;
     }
     Ok(())
 }
@@ -45,17 +49,23 @@ pub fn budgets(model: &TaskModel, config: &Config) -> Result<Vec<Thresholds>> {
         _ => {}
     }
     let images = images(config, model.params().device())?;
-    let calibrated = |share| {
-        let values = calibrate(vit, &images, share)?;
+    let budget = |share| {
+        let values = calibrated(vit, &images, share)?;
         // A checkpoint's JSON has no infinity.
         let finite = |value: f32| value.clamp(f32::MIN, f32::MAX);
         Ok(Thresholds { share, values: values.into_iter().map(finite).collect() })
     };
-    shares.into_iter().map(calibrated).collect()
+    shares.into_iter().map(budget).collect()
+}
+
+/// Each of `images` is one image, or the frames of one clip.
+fn calibrated(vit: &Vit, images: &[Tensor], share: f64) -> candle_core::Result<Vec<f32>> {
+    let frames = images.first().map_or(Ok(1), |clip| clip.dim(0))?;
+    calibrate_clips(vit, images, frames, share)
 }
 
 /// Images evenly spread over the training set, with the transforms of the validation set, each `[1, 3, H, W]` on
-/// `device`; where evaluation slides a window, its middle one.
+/// `device`, or `[T, 3, H, W]` of clips; where evaluation slides a window, its middle one.
 ///
 /// # Errors
 /// If the set or an image cannot be read.
@@ -63,11 +73,13 @@ pub fn images(config: &Config, device: &Device) -> Result<Vec<Tensor>> {
     let split = training_as_evaluated(config);
     match config.task {
         Task::Segmentation => {
-            spread(data::segmentation_for_evaluation(&split)?.as_ref(), config, device)
+            spread(data::segmentation_for_evaluation(&split)?.as_ref(), IMAGES, config, device)
         }
-        Task::Detection => spread(data::detection(&split)?.as_ref(), config, device),
-        Task::Classification => spread(data::classification(&split)?.as_ref(), config, device),
-        task => Err(Error::usage(format!("calibration of the task {task:?} is not known"))),
+        Task::Detection => spread(data::detection(&split)?.as_ref(), IMAGES, config, device),
+        Task::Classification => {
+            spread(data::classification(&split)?.as_ref(), IMAGES, config, device)
+        }
+        Task::Video => spread(data::video(&split)?.as_ref(), CLIPS, config, device),
     }
 }
 
@@ -86,17 +98,18 @@ fn without_transforms(split: &SplitConfig) -> SplitConfig {
 
 fn spread<T: Send + 'static>(
     set: &dyn Dataset<Target = T>,
+    count: usize,
     config: &Config,
     device: &Device,
 ) -> Result<Vec<Tensor>> {
     let rng = Rng::new(config.seed);
-    let count = IMAGES.min(set.len());
+    let count = count.min(set.len());
     let image = |i: usize| {
         let index = i * set.len() / count;
         let sample = set.get(index, &mut rng.stream(Purpose::Augment, index as u64, 0))?;
         let (c, h, w) = sample.image.dim();
         let image =
-            Tensor::from_iter(sample.image.iter().copied(), device)?.reshape((1, c, h, w))?;
+            Tensor::from_iter(sample.image.iter().copied(), device)?.reshape((c / 3, 3, h, w))?;
         let (height, width) = match config.eval.mode {
             EvalMode::Slide { crop, .. } => (crop.min(h), crop.min(w)),
             EvalMode::Whole => (h, w),

@@ -1,5 +1,6 @@
 //! Scoring a model on a data set: one image at a time, so that memory does not grow with the set.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,16 +9,18 @@ use rescatter::data::coco::Detection;
 use rescatter::data::{
     Dataset, Instances, LabelMap, Loader, LoaderOptions, Mode, Skipped, same_classes,
 };
+use rescatter::fs::atomic_write;
 use rescatter::metrics::coco::CocoAp;
 use rescatter::metrics::{ConfusionMatrix, SegmentationScores, TopK, TopKScores};
 use rescatter::model::Model;
-use rescatter::{Result, data};
+use rescatter::{Error, Result, data};
 use serde::Serialize;
 
 use crate::detection::{self, DetectionScores, Detector};
 use crate::kept::Kept;
 use crate::segmentation::inference::Segmenter;
-use crate::{ClassifierHead, Config, MaskRcnn, SegmentationHead, TaskModel};
+use crate::video::{VideoResult, averaged};
+use crate::{ClassifierHead, Config, MaskRcnn, SegmentationHead, TaskModel, TemporalHead};
 
 /// What an evaluation found; serialises to `results.json`.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +46,9 @@ pub struct Evaluation {
     /// What a detector found, in the ids of the annotation file: the content of a COCO results file.
     #[serde(skip)]
     pub detections: Vec<Detection>,
+    /// What a video model said of each clip, in the order of the list.
+    #[serde(skip)]
+    pub videos: Vec<VideoResult>,
 }
 
 /// The scores of a task.
@@ -58,6 +64,16 @@ pub enum Scores {
 }
 
 impl Evaluation {
+    /// Writes what a video model said of each clip as JSON, best classes first.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_videos(&self, path: &Path) -> Result<()> {
+        let content = serde_json::json!({ "classes": self.classes, "videos": self.videos });
+        let text = serde_json::to_string_pretty(&content).map_err(Error::usage)?;
+        atomic_write(path, text + "\n")
+    }
+
     /// The numbers that are followed over a training, the most important first.
     pub fn figures(&self) -> Vec<(&'static str, f64)> {
         let scores = match &self.scores {
@@ -106,6 +122,12 @@ impl TaskModel {
                 same_classes(("the model", classes), ("`data.val`", set.classes()))?;
                 let ap = detection::collector(&config.data.val)?;
                 evaluate_detection(model, &set, ap, &options)
+            }
+            Self::Video(model) => {
+                let set = data::video_for_evaluation(&config.data.val)?;
+                same_classes(("the model", classes), ("`data.val`", set.classes()))?;
+                let frames = data::video::first_list(&config.data.val)?.frames;
+                evaluate_video(model, &set, frames, &options)
             }
             Self::Classification(model) => {
                 let set = data::classification_for_evaluation(&config.data.val)?;
@@ -202,6 +224,33 @@ pub fn evaluate_classification(
     Ok(tally.finish(Scores::Classification(hits.scores()), set.classes(), loader.skipped()))
 }
 
+/// Top-1, top-5 and the mean over classes; the logits of a video's views, clips of `frames` frames, are averaged.
+///
+/// # Errors
+/// If a video cannot be read or does not fit the model.
+pub fn evaluate_video(
+    model: &Model<TemporalHead>,
+    set: &Arc<dyn Dataset<Target = u32>>,
+    frames: usize,
+    options: &EvaluationOptions,
+) -> Result<Evaluation> {
+    let mut hits = TopK::new(set.classes().len());
+    let mut tally = Tally::default();
+    let mut videos = Vec::new();
+    let mut loader = loader(set, options, 1)?;
+    for batch in loader.by_ref() {
+        let batch = batch?;
+        let start = Instant::now();
+        let (logits, kept) = averaged(model, &batch.images, frames, &batch.metas[0])?;
+        tally.add(start, &kept);
+        hits.add(batch.targets[0], &logits)?;
+        videos.push(VideoResult::new(&batch.metas[0].name, batch.targets[0], &logits));
+        (options.progress)(tally.images, set.len());
+    }
+    let scores = Scores::Classification(hits.scores());
+    Ok(Evaluation { videos, ..tally.finish(scores, set.classes(), loader.skipped()) })
+}
+
 fn loader<T: Send + 'static>(
     set: &Arc<dyn Dataset<Target = T>>,
     options: &EvaluationOptions,
@@ -250,6 +299,7 @@ impl Tally {
             classes: classes.to_vec(),
             skipped: skipped.clone(),
             detections: Vec::new(),
+            videos: Vec::new(),
         }
     }
 }

@@ -71,12 +71,14 @@ fn head(
             let labels = Labels { classes, ignore_index: ignore_index(&config.data.train) };
             AnyHead::Segmentation(SegmentationHead::new(&config.head, spec, labels, root)?)
         }
-        HeadConfig::MaskRcnn(_) => return Err(no_detector()),
+        HeadConfig::MaskRcnn(_)
+        | HeadConfig::TemporalQuery(_)
+        | HeadConfig::TemporalTransformer(_) => return Err(not_extensible()),
     })
 }
 
-fn no_detector() -> Error {
-    Error::usage("no task can be added to a detector")
+fn not_extensible() -> Error {
+    Error::usage("no task can be added to a detector or a video model")
         .with_hint("classifiers and segmentation models can be extended")
 }
 
@@ -96,8 +98,8 @@ impl Base {
     pub fn open(config: &mut Config) -> Result<Option<Self>> {
         let Some(path) = config.extends.clone() else { return Ok(None) };
         let trained = Trained::open(&path, Which::Best, &[])?.calibrated()?;
-        if matches!(trained.model, TaskModel::Detection(_)) {
-            return Err(no_detector());
+        if matches!(trained.model, TaskModel::Detection(_) | TaskModel::Video(_)) {
+            return Err(not_extensible());
         }
         match &config.head {
             HeadConfig::Classifier(head)

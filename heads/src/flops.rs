@@ -5,7 +5,7 @@ use rescatter::backbone::Dims;
 use rescatter::dispatch::flops::{self, FlopCount};
 use rescatter::ops;
 
-use crate::{Config, HeadConfig, UperNetConfig, mask_rcnn};
+use crate::{Config, HeadConfig, TemporalTransformerConfig, UperNetConfig, mask_rcnn};
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,14 +18,17 @@ pub struct Pass<'a> {
     pub classes: usize,
 }
 
-/// One inference pass of the model of `config` over one image; the auxiliary head belongs to training and is not in it.
+/// One inference pass of the model of `config` over one image, or over one clip of a video model; the auxiliary head belongs to training and is not in it.
 ///
 /// # Errors
 /// If the sizes in `config` do not fit together.
 pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
     let dims = Dims::new(&config.backbone)?;
     let grid = (pass.size.0.div_ceil(dims.patch), pass.size.1.div_ceil(dims.patch));
-    let mut count = flops::backbone(&dims, &config.dispatch, &config.tuning, pass.size, pass.kept);
+    let frames = config.data.train.video_list.as_ref().map_or(1, |list| list.frames);
+    let mut count = flops::backbone(&dims, &config.dispatch, &config.tuning, pass.size, pass.kept)
+        .repeated(frames);
+    let patches = frames * grid.0 * grid.1;
     match &config.head {
         HeadConfig::Upernet(head) => {
             flops::dyt_pyramid(&mut count, dims.dim, grid);
@@ -39,6 +42,16 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
             mask_rcnn::flops::count(&mut count, head, (dims.dim, pass.classes), grid);
         }
         HeadConfig::Classifier(_) => same(&mut count, "classifier", dims.dim * pass.classes),
+        HeadConfig::TemporalQuery(_) => {
+            // Keys and values of every token; the one query, its mixing and its projection.
+            let (keys, dim) = (patches + frames * dims.prefix(), dims.dim);
+            let macs = 2 * keys * dim * dim + 2 * keys * dim + 2 * dim * dim;
+            same(&mut count, "query over all frames", macs + dim * pass.classes);
+        }
+        HeadConfig::TemporalTransformer(head) => {
+            let macs = clip_transformer(head, dims.dim) + head.dim * pass.classes;
+            same(&mut count, "transformer over the frames", macs);
+        }
     }
     Ok(count)
 }
@@ -82,6 +95,12 @@ fn joined(
 
 fn add(count: &mut FlopCount, name: &str, a: (usize, usize), b: (usize, usize)) {
     count.add(name, (a.0 + b.0) as f64, (a.1 + b.1) as f64);
+}
+
+fn clip_transformer(head: &TemporalTransformerConfig, channels: usize) -> usize {
+    let (cells, dim) = (head.frames * head.cells[0] * head.cells[1], head.dim);
+    let tokens = cells + 1;
+    cells * channels * dim + head.depth * (12 * tokens * dim * dim + 2 * tokens * tokens * dim)
 }
 
 fn same(count: &mut FlopCount, name: &str, macs: usize) {

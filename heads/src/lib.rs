@@ -23,8 +23,10 @@ pub mod segmentation;
 pub mod segmentation_loss;
 pub mod task;
 pub mod tasks;
+pub mod temporal;
 mod token_map;
 pub mod upernet;
+pub mod video;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +43,9 @@ pub use predictor::{Prediction, Predictor};
 pub use run::Trained;
 pub use segmentation::{ClassScores, SegmentationHead};
 pub use task::TaskModel;
+pub use temporal::{TemporalHead, TemporalQueryConfig, TemporalTransformerConfig};
 pub use upernet::UperNetConfig;
+pub use video::VideoPredictor;
 
 /// The whole config of a run, with every head that there is.
 pub type Config = rescatter::config::Config<HeadConfig>;
@@ -58,6 +62,10 @@ pub enum HeadConfig {
     MaskRcnn(MaskRcnnConfig),
     /// Classification.
     Classifier(ClassifierConfig),
+    /// Video classification with a query over all tokens of all frames.
+    TemporalQuery(TemporalQueryConfig),
+    /// Video classification with a transformer over the frames.
+    TemporalTransformer(TemporalTransformerConfig),
 }
 
 impl HeadConfig {
@@ -68,6 +76,8 @@ impl HeadConfig {
             Self::Linear(_) => "linear",
             Self::MaskRcnn(_) => "mask_rcnn",
             Self::Classifier(_) => "classifier",
+            Self::TemporalQuery(_) => "temporal_query",
+            Self::TemporalTransformer(_) => "temporal_transformer",
         }
     }
 
@@ -78,7 +88,9 @@ impl HeadConfig {
             Self::Linear(config) if config.taps.is_empty() => vec![depth - 1],
             Self::Linear(config) => config.taps.clone(),
             Self::MaskRcnn(config) => vec![config.tap.unwrap_or(depth - 1)],
-            Self::Classifier(_) => Vec::new(),
+            Self::Classifier(_) | Self::TemporalQuery(_) | Self::TemporalTransformer(_) => {
+                Vec::new()
+            }
         }
     }
 
@@ -87,6 +99,7 @@ impl HeadConfig {
         match self {
             Self::Upernet(_) | Self::Linear(_) | Self::MaskRcnn(_) => false,
             Self::Classifier(config) => config.pool == Pool::Cls,
+            Self::TemporalQuery(_) | Self::TemporalTransformer(_) => true,
         }
     }
 }

@@ -110,6 +110,9 @@ impl Predictor {
             TaskModel::Classification(_) => Err(Error::usage(
                 "the model classifies whole images; `ClassPredictor` is for those",
             )),
+            TaskModel::Video(_) => {
+                Err(Error::usage("the model classifies clips; `VideoPredictor` is for those"))
+            }
         }
     }
 

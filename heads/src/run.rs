@@ -93,6 +93,7 @@ impl Trained {
             TaskModel::Classification(model) => {
                 load_for_inference(&checkpoint, model, &config.backbone)
             }
+            TaskModel::Video(model) => load_for_inference(&checkpoint, model, &config.backbone),
         }?;
         Ok(Self { config, model, classes, earlier, step })
     }

@@ -13,7 +13,7 @@ use rescatter::weights::{LoadOptions, load_pretrained};
 use rescatter::{Error, Result};
 
 use crate::extension::{self, EarlierHead};
-use crate::{ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead};
+use crate::{ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead, TemporalHead};
 
 /// A model with the head of its task.
 #[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
@@ -24,6 +24,8 @@ pub enum TaskModel {
     Detection(Model<MaskRcnn>),
     /// A class for an image.
     Classification(Model<ClassifierHead>),
+    /// A class for a clip.
+    Video(Model<TemporalHead>),
 }
 
 impl TaskModel {
@@ -77,6 +79,11 @@ impl TaskModel {
                     task => ClassifierHead::added(task, head, &spec, classes, root),
                 })?)
             }
+            (Task::Video, HeadConfig::TemporalQuery(_) | HeadConfig::TemporalTransformer(_)) => {
+                Self::Video(Model::new(config, &taps, device, |spec, root| {
+                    TemporalHead::new(&config.head, &spec, classes, root)
+                })?)
+            }
             (task, head) => {
                 let task = format!("{task:?}").to_lowercase();
                 return Err(Error::usage(format!(
@@ -84,7 +91,8 @@ impl TaskModel {
                     head.name()
                 ))
                 .with_hint(
-                    "segmentation has `upernet` and `linear`, detection `mask_rcnn`, classification `classifier`",
+                    "segmentation has `upernet` and `linear`, detection `mask_rcnn`, classification `classifier`, \
+                     video `temporal_query` and `temporal_transformer`",
                 ));
             }
         };
@@ -107,6 +115,7 @@ impl TaskModel {
             Self::Segmentation(model) => &model.params,
             Self::Detection(model) => &model.params,
             Self::Classification(model) => &model.params,
+            Self::Video(model) => &model.params,
         }
     }
 
@@ -116,6 +125,7 @@ impl TaskModel {
             Self::Segmentation(model) => &model.backbone,
             Self::Detection(model) => &model.backbone,
             Self::Classification(model) => &model.backbone,
+            Self::Video(model) => &model.backbone,
         }
     }
 }
@@ -167,6 +177,9 @@ pub fn resolve_epochs(config: &mut Config) -> Result<()> {
 pub fn class_names(config: &Config) -> Result<Vec<String>> {
     if let Some(coco) = coco(&config.data.train) {
         return Ok(Annotations::read(&coco.annotations)?.class_names());
+    }
+    if config.task == Task::Video {
+        return rescatter::data::video::class_names_of(&config.data.train);
     }
     match label_maps(&config.data.train) {
         Some(maps) => rescatter::data::class_names(&maps.classes),

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::attention::{attention_branch, detached_attention};
 use super::mlp::{detached_mlp, mlp_branch};
-use super::{Dims, Pass};
+use super::{Dims, Pass, TokenGrid};
 use crate::config::DispatchConfig;
 use crate::dispatch::{Active, Dispatcher, Gate, Selector, Site};
 use crate::ops::{self, AttentionBranch, MlpBranch};
@@ -119,8 +119,8 @@ impl Block {
         &self.tuning
     }
 
-    /// The class tokens of added tasks before the block → after it; `x` `[B, N, C]` are the block's own tokens before it.
-    /// There are added tasks only where all tokens attend.
+    /// The class tokens of added tasks before the block → after it; `x` `[B, N, C]` are the block's own tokens as they
+    /// entered it. There are added tasks only where all tokens attend.
     pub(super) fn read(
         &self,
         tasks: &AddedTasks,
@@ -128,9 +128,7 @@ impl Block {
         own: &[Tensor],
     ) -> Result<Vec<Tensor>> {
         let answers = match &self.attn {
-            Some(attn) => {
-                tasks.attend(attn, usize::from(self.index), &self.tuning.enter(x)?, own)?
-            }
+            Some(attn) => tasks.attend(attn, usize::from(self.index), x, own)?,
             None => own.iter().map(Tensor::zeros_like).collect::<Result<_>>()?,
         };
         let after = |(token, answer): (&Tensor, Tensor)| {
@@ -144,15 +142,19 @@ impl Block {
         own.iter().zip(answers).map(after).collect()
     }
 
-    /// Tokens `[B, N, C]` before the block → after it; the patches among them lie on `grid` (rows, columns).
+    /// Tokens `[B, N, C]` as the block takes them: with its own prompts, and what its adapter over time adds.
+    pub(crate) fn enter(&self, x: &Tensor, places: TokenGrid) -> Result<Tensor> {
+        self.tuning.enter(x, places)
+    }
+
+    /// Tokens `[B, N, C]` that entered the block → after it; the patches among them lie on `grid` (rows, columns).
     pub(super) fn forward(
         &self,
         x: &Tensor,
         grid: (usize, usize),
         selector: &mut Selector,
     ) -> Result<Tensor> {
-        let x = self.tuning.enter(x)?;
-        self.stages().try_fold(x, |x, stage| self.pass(stage, &x, grid, selector))
+        self.stages().try_fold(x.clone(), |x, stage| self.pass(stage, &x, grid, selector))
     }
 
     /// What tokens pass, one after the other.

@@ -20,6 +20,15 @@ pub use dims::Dims;
 pub use pos_embed::resize_pos_embed;
 pub use vit::Vit;
 
+/// Where the tokens of a batch lie: patches on a grid, and images in clips.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenGrid {
+    /// Rows and columns of patches.
+    pub grid: (usize, usize),
+    /// Frames per clip, adjacent in the batch; 1 for images.
+    pub frames: usize,
+}
+
 /// What the backbone hands to a head.
 #[derive(Debug, Clone)]
 pub struct Features {

@@ -8,7 +8,7 @@ use super::block::Block;
 use super::layers::{NORM_EPS, layer_norm};
 use super::patch_embed::PatchEmbed;
 use super::trunk::{Trunk, Trunks};
-use super::{Dims, Features, Pass, resize_pos_embed};
+use super::{Dims, Features, Pass, TokenGrid, resize_pos_embed};
 use crate::config::{BackboneConfig, BackboneTuning, DispatchConfig, Inference, TuningConfig};
 use crate::dispatch::{KeptStats, Selector};
 use crate::head::FeatureSpec;
@@ -102,12 +102,22 @@ impl Vit {
     /// # Errors
     /// If the images or the pass do not fit the model.
     pub fn forward(&self, images: &Tensor, pass: &Pass) -> Result<Features> {
+        self.forward_clips(images, 1, pass)
+    }
+
+    /// [`Vit::forward`] of clips of `frames` frames each, `[B·T, 3, H, W]` with the frames of a clip adjacent. A training
+    /// pass wants one sample number per frame.
+    ///
+    /// # Errors
+    /// As [`Vit::forward`], and if the images are no whole clips.
+    pub fn forward_clips(&self, images: &Tensor, frames: usize, pass: &Pass) -> Result<Features> {
         let mut maps: Vec<Option<Tensor>> = vec![None; self.taps.len()];
         let (_, _, height, width) = images.dims4()?;
         let (size, prefix) = ((height, width), self.prefix);
         let (grid, padded) = (self.dims.grid(size), self.dims.padded_grid(size));
         let form = Form::new(&self.trunks, pass)?;
-        let Passed { tokens, added, kept } = self.run(images, &form, |index, x, _| {
+        let clips = Clips { images, frames };
+        let Passed { tokens, added, kept } = self.run(clips, &form, |index, x, _| {
             for (map, _) in maps.iter_mut().zip(&self.taps).filter(|(_, tap)| **tap == index) {
                 *map = Some(map_of(x, prefix, padded, grid)?);
             }
@@ -122,7 +132,7 @@ impl Vit {
             added: added.iter().map(|x| normed(x)?.squeeze(1)).collect::<Result<_>>()?,
             grid,
             prefix,
-            frames: 1,
+            frames,
             stride_px: self.dims.patch as f32,
             kept,
         })
@@ -152,20 +162,23 @@ impl Vit {
         pass: &Pass,
         look: impl FnMut(usize, &Tensor, &[Tensor]) -> Result<()>,
     ) -> Result<(Tensor, KeptStats)> {
-        let Passed { tokens, kept, .. } =
-            self.run(images, &Form::new(&self.trunks, pass)?, look)?;
+        let clips = Clips { images, frames: 1 };
+        let Passed { tokens, kept, .. } = self.run(clips, &Form::new(&self.trunks, pass)?, look)?;
         Ok((tokens, kept))
     }
 
     fn run(
         &self,
-        images: &Tensor,
+        Clips { images, frames }: Clips,
         form: &Form,
         mut look: impl FnMut(usize, &Tensor, &[Tensor]) -> Result<()>,
     ) -> Result<Passed> {
+        let (batch, _, height, width) = images.dims4()?;
+        if frames == 0 || !batch.is_multiple_of(frames) {
+            bail!("{batch} images are no whole clips of {frames} frames");
+        }
         let Form { trunk, pass, added: tasks } = form;
         let (mut x, padded) = self.embed(images, trunk)?;
-        let (batch, _, height, width) = images.dims4()?;
         let grid = self.dims.grid((height, width));
         let thresholds = self.thresholds();
         let mut selector = Selector::new(pass, &self.dispatch, thresholds.as_deref(), self.prefix)
@@ -179,6 +192,7 @@ impl Vit {
             if !pass.tracks() {
                 x = x.detach();
             }
+            x = block.enter(&x, TokenGrid { grid: padded, frames })?;
             if let Some(tasks) = tasks {
                 added = block.read(tasks, &x, &added)?;
             }
@@ -330,6 +344,13 @@ impl<'a> Form<'a> {
         let pass = if let Pass::Complete(_) = pass { *pass } else { Pass::Infer };
         Ok(Self { trunk: trunks.inference()?, pass, added: Some(tasks) })
     }
+}
+
+/// Images `[B·T, 3, H, W]`, the T frames of a clip adjacent.
+#[derive(Clone, Copy)]
+struct Clips<'a> {
+    images: &'a Tensor,
+    frames: usize,
 }
 
 /// What came out of the last block.

@@ -68,6 +68,9 @@ pub struct SplitConfig {
     /// Detection: COCO's `instances_*.json` beside a folder of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coco: Option<CocoConfig>,
+    /// Video classification: a list of clips with their classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub video_list: Option<VideoListConfig>,
     /// Several sets, one after the other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concat: Option<Vec<SplitConfig>>,
@@ -213,6 +216,68 @@ pub struct CocoConfig {
     pub on_error: OnError,
 }
 
+/// Clips by a list: lines `path label` (K400), `path,label`, or Something-Something's JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VideoListConfig {
+    /// The folder that the list's paths start in.
+    pub root: PathBuf,
+    /// The list. A path is a video file, or a folder whose images are the frames in the order of their names.
+    pub file: PathBuf,
+    /// Names in the order of the labels, a file with one per line, how many there are, or Something-Something's
+    /// `labels.json`.
+    pub classes: ClassNames,
+    /// Which frames make a clip.
+    pub sampling: SamplingConfig,
+    /// T, frames per clip.
+    #[serde(default = "eight")]
+    pub frames: usize,
+    /// Length to which decoding reduces the shorter side; smaller videos stay as they are. `null` decodes at full size.
+    #[serde(default)]
+    pub short_side: Option<usize>,
+    /// Clips and crops per video at evaluation.
+    #[serde(default)]
+    pub views: ViewsConfig,
+    /// What JSON lists leave out of the names: `{id}.{extension}`.
+    #[serde(default = "webm")]
+    pub extension: String,
+    /// A broken sample ends the run, or is skipped, counted and reported.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+/// Which frames make a clip. Places are those of a video with a constant frame rate; where the rate varies, the frame that
+/// was shown at that time is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SamplingConfig {
+    /// Every `rate`-th frame (K400): from a random start in training, evenly spread clips at evaluation. A video that is too
+    /// short is sampled evenly from its first to its last frame.
+    Dense {
+        /// Frames from one to the next.
+        rate: usize,
+    },
+    /// One frame of each of T equal segments of the whole video (Something-Something): a random one in training, the middle
+    /// one at evaluation.
+    Uniform {},
+}
+
+/// Views of a video whose class logits are averaged at evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ViewsConfig {
+    /// Clips, evenly spread over the video.
+    pub clips: usize,
+    /// Places of `center_crop`, evenly spread along the longer side.
+    pub crops: usize,
+}
+
+impl Default for ViewsConfig {
+    fn default() -> Self {
+        Self { clips: 1, crops: 1 }
+    }
+}
+
 /// What happens at a broken sample.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -236,6 +301,12 @@ pub enum ClassNames {
     File(PathBuf),
 }
 
+fn eight() -> usize {
+    8
+}
+fn webm() -> String {
+    "webm".into()
+}
 fn default_workers() -> usize {
     2
 }

@@ -22,6 +22,20 @@ pub struct TuningConfig {
     pub vpt: Option<VptConfig>,
     /// Learned keys and values in every layer (arXiv 2203.15243).
     pub memory: Option<MemoryConfig>,
+    /// Bottleneck with a convolution over time before the attention, for clips.
+    pub st_adapter: Option<StAdapterConfig>,
+}
+
+/// ST-Adapter (Pan et al., arXiv 2206.13559): A(x) = Up(ReLU(Conv(Down(x)))), the convolution depthwise over frames, rows
+/// and columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StAdapterConfig {
+    /// Hidden width.
+    pub bottleneck: usize,
+    /// Frames, rows and columns that the convolution sees; all odd.
+    #[serde(default = "over_time")]
+    pub kernel: [usize; 3],
 }
 
 /// Which of the pretrained weights are trained themselves.
@@ -160,6 +174,9 @@ pub struct MemoryConfig {
     pub earlier: Vec<usize>,
 }
 
+fn over_time() -> [usize; 3] {
+    [3, 1, 1]
+}
 fn one() -> usize {
     1
 }

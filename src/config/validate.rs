@@ -2,8 +2,8 @@
 
 use super::{
     AdamWConfig, Arch, BackboneConfig, Config, DispatchConfig, EvalConfig, EvalMode, GroupConfig,
-    Inference, OptimizerConfig, ScheduleConfig, SplitConfig, Task, TrainConfig, TransformConfig,
-    TuningConfig, Variant,
+    Inference, OptimizerConfig, SamplingConfig, ScheduleConfig, SplitConfig, Task, TrainConfig,
+    TransformConfig, TuningConfig, Variant,
 };
 use crate::dispatch::Site;
 
@@ -218,6 +218,7 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         config.image_list.is_some(),
         config.vtab.is_some(),
         config.coco.is_some(),
+        config.video_list.is_some(),
         config.concat.is_some(),
     ];
     let count = readers.into_iter().filter(|given| *given).count();
@@ -225,9 +226,19 @@ fn split(config: &SplitConfig, key: &str) -> Check {
         count == 1,
         key,
         &format!(
-            "needs exactly one reader (ade20k, coco_stuff, image_folder, cifar, image_list, vtab, coco, concat), got {count}"
+            "needs exactly one reader (ade20k, coco_stuff, image_folder, cifar, image_list, vtab, coco, video_list, concat), got {count}"
         ),
     )?;
+    if let Some(list) = &config.video_list {
+        let key = format!("{key}.video_list");
+        let least = "must be at least 1";
+        require(list.frames > 0, &format!("{key}.frames"), least)?;
+        require(list.short_side != Some(0), &format!("{key}.short_side"), least)?;
+        require(list.views.clips > 0, &format!("{key}.views.clips"), least)?;
+        require(list.views.crops > 0, &format!("{key}.views.crops"), least)?;
+        let dense = SamplingConfig::Dense { rate: 0 };
+        require(list.sampling != dense, &format!("{key}.sampling.dense.rate"), least)?;
+    }
     if let Some(parts) = &config.concat {
         require(!parts.is_empty(), &format!("{key}.concat"), "must not be empty")?;
         for (i, part) in parts.iter().enumerate() {

@@ -239,7 +239,9 @@ fn stack<T>(items: Vec<(u64, Sample<T>)>) -> Result<Batch<T>> {
         batch.1.push(sample.meta);
         batch.2.push(number);
     }
-    let images = Tensor::from_vec(values, (count, channels, height, width), &Device::Cpu)?;
+    // A clip's planes are those of its frames, one after the other.
+    let images = (count * channels / 3, 3, height, width);
+    let images = Tensor::from_vec(values, images, &Device::Cpu)?;
     Ok(Batch { images, targets: batch.0, metas: batch.1, samples: batch.2 })
 }
 

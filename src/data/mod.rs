@@ -17,6 +17,7 @@ mod loader;
 mod mask_folder;
 mod mix;
 pub mod transforms;
+pub mod video;
 
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ pub use label_io::read_label;
 pub use loader::{Loader, LoaderOptions, Mode, Skipped};
 pub use mask_folder::{LabelRule, MaskFolder};
 pub use mix::{ClassTarget, Mixer};
+pub use video::VideoList;
 
 use crate::config::{OnError, SplitConfig};
 use crate::head::ImageMeta;
@@ -46,7 +48,7 @@ pub type LabelMap = Array2<u16>;
 /// One image, ready for a batch.
 #[derive(Debug, Clone)]
 pub struct Sample<T> {
-    /// `(3, H, W)`, normalised RGB.
+    /// `(3, H, W)`, normalised RGB; `(3·T, H, W)` for a clip of T frames.
     pub image: Array3<f32>,
     /// What the image is trained towards.
     pub target: T,
@@ -57,11 +59,11 @@ pub struct Sample<T> {
 /// Images of equal size, stacked.
 #[derive(Debug)]
 pub struct Batch<T> {
-    /// `(B, 3, H, W)` on the CPU.
+    /// `(B, 3, H, W)` on the CPU; `(B·T, 3, H, W)` for clips, the frames of a clip adjacent.
     pub images: Tensor,
-    /// One per image.
+    /// One per image or clip.
     pub targets: Vec<T>,
-    /// One per image.
+    /// One per image or clip.
     pub metas: Vec<ImageMeta>,
     /// The samples' numbers in the whole run: the keys of their random streams.
     pub samples: Vec<u64>,
@@ -189,6 +191,22 @@ pub fn detection_for_evaluation(
     detection_set(split, &split.transforms, transforms::Labels::AsOnDisk)
 }
 
+/// The set of clips of a split for training: one clip per video, at random.
+///
+/// # Errors
+/// If the split names no reader of videos or more than one, or the lists are not there or wrong.
+pub fn video(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = u32>>> {
+    video_set(split, &split.transforms, video::Views::Random)
+}
+
+/// The set of clips of a split for evaluation: the views of every video, in the order of the list.
+///
+/// # Errors
+/// As [`video`].
+pub fn video_for_evaluation(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = u32>>> {
+    video_set(split, &split.transforms, video::Views::Fixed)
+}
+
 type Transforms = [crate::config::TransformConfig];
 
 fn segmentation_set(
@@ -259,6 +277,27 @@ fn detection_set(
     })
 }
 
+fn video_set(
+    split: &SplitConfig,
+    outer: &Transforms,
+    views: video::Views,
+) -> Result<Arc<dyn Dataset<Target = u32>>> {
+    one_reader(split)?;
+    let set: Arc<dyn Dataset<Target = u32>> = if let Some(parts) = &split.concat {
+        let parts = parts.iter().map(|part| video_set(part, inner(part, outer)?, views));
+        Arc::new(Concat::new(parts.collect::<Result<_>>()?)?)
+    } else if let Some(config) = &split.video_list {
+        let pipeline = transforms::Pipeline::new(outer, transforms::Labels::Transformed)?;
+        Arc::new(VideoList::new(config, pipeline, views)?)
+    } else {
+        return Err(Error::usage("a video split needs `video_list` or `concat`"));
+    };
+    Ok(match split.repeat {
+        Some(times) => Arc::new(Repeat::new(set, times)?),
+        None => set,
+    })
+}
+
 fn leaves_out_images(split: &SplitConfig) -> bool {
     split.coco.as_ref().is_some_and(|coco| coco.filter_empty)
         || split.concat.iter().flatten().any(leaves_out_images)
@@ -283,13 +322,14 @@ fn one_reader(split: &SplitConfig) -> Result<()> {
         ("image_list", split.image_list.is_some()),
         ("vtab", split.vtab.is_some()),
         ("coco", split.coco.is_some()),
+        ("video_list", split.video_list.is_some()),
         ("concat", split.concat.is_some()),
     ];
     let named: Vec<_> = readers.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
     match named.len() {
         1 => Ok(()),
         0 => Err(Error::usage("a data split names no reader").with_hint(
-            "give exactly one of `ade20k`, `coco_stuff`, `image_folder`, `cifar`, `image_list`, `vtab`, `coco`, `concat`",
+            "give exactly one of `ade20k`, `coco_stuff`, `image_folder`, `cifar`, `image_list`, `vtab`, `coco`, `video_list`, `concat`",
         )),
         _ => Err(Error::usage(format!("a data split names several readers: {}", named.join(", ")))
             .with_hint("to join sets, put each under its own entry of `concat`")),

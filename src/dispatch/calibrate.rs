@@ -9,7 +9,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Gate, Pass, Selector};
-use crate::backbone::Vit;
+use crate::backbone::{TokenGrid, Vit};
 use crate::config::{DispatchConfig, Inference};
 
 /// Passes in which the shares settle.
@@ -21,6 +21,14 @@ const PASSES: usize = 2;
 /// # Errors
 /// If `q` is no share, there are no images, or the model has no learned dispatcher.
 pub fn calibrate(vit: &Vit, batches: &[Tensor], q: f64) -> Result<Vec<f32>> {
+    calibrate_clips(vit, batches, 1, q)
+}
+
+/// [`calibrate`] on clips of `frames` frames each, the frames of a clip adjacent in its batch.
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn calibrate_clips(vit: &Vit, batches: &[Tensor], frames: usize, q: f64) -> Result<Vec<f32>> {
     if !(0.0..=1.0).contains(&q) {
         bail!("the share of active tokens must lie in [0, 1], got {q}");
     }
@@ -28,13 +36,21 @@ pub fn calibrate(vit: &Vit, batches: &[Tensor], q: f64) -> Result<Vec<f32>> {
         bail!("calibration needs images and a model with learned dispatchers");
     }
     // The published threshold gives the first logits.
-    let mut pass = cut(vit, batches, |_, _| 0.0)?;
+    let clips = Clips { batches, frames };
+    let mut pass = cut(vit, clips, |_, _| 0.0)?;
     for _ in 0..PASSES {
         let shares = common_shares(&pass.logits, q);
-        pass = cut(vit, batches, |number, logits| threshold_keeping(shares[number], logits))?;
+        pass = cut(vit, clips, |number, logits| threshold_keeping(shares[number], logits))?;
     }
     vit.set_thresholds(pass.thresholds.clone());
     Ok(pass.thresholds)
+}
+
+/// Images `[B·T, 3, H, W]` in clips of T frames.
+#[derive(Clone, Copy)]
+struct Clips<'a> {
+    batches: &'a [Tensor],
+    frames: usize,
 }
 
 /// One pass over all dispatchers.
@@ -45,38 +61,40 @@ struct Cut {
 }
 
 /// Goes dispatcher by dispatcher; `choose(number, logits)` fixes a threshold before the tokens that it lets pass work.
-fn cut(vit: &Vit, batches: &[Tensor], choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
+fn cut(vit: &Vit, clips: Clips, choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
     let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
     let (prefix, trunk) = (vit.prefix(), vit.inference()?);
     let embed = |images: &Tensor| -> Result<_> {
         let ((x, padded), (_, _, height, width)) = (vit.embed(images, &trunk)?, images.dims4()?);
         Ok((x.detach(), padded, vit.dims().grid((height, width))))
     };
-    let mut tokens = batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
+    let mut tokens = clips.batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
-    let stages = trunk.blocks.iter().flat_map(|block| block.stages().map(move |s| (block, s)));
-    for (block, stage) in stages {
-        if let Gate::Open = stage.gate {
+    for block in &trunk.blocks {
+        for (x, padded, _) in &mut tokens {
+            *x = block.enter(x, TokenGrid { grid: *padded, frames: clips.frames })?;
+        }
+        for stage in block.stages() {
+            let mut threshold = None;
+            if !matches!(stage.gate, Gate::Open) {
+                let mut logits = Vec::new();
+                for (x, padded, grid) in &tokens {
+                    let selector =
+                        Selector::new(&Pass::Infer, &cfg, None, prefix).cropping(*padded, *grid);
+                    let logit = selector.recorded_logits(&stage.gate, x)?;
+                    logits.extend(logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+                }
+                let chosen = choose(result.thresholds.len(), &logits);
+                result.thresholds.push(chosen);
+                result.logits.push(logits);
+                threshold = Some([chosen]);
+            }
             for (x, padded, _) in &mut tokens {
-                let mut selector = Selector::new(&Pass::Infer, &cfg, None, prefix);
+                let thresholds = threshold.as_ref().map(<[f32; 1]>::as_slice);
+                let mut selector = Selector::new(&Pass::Infer, &cfg, thresholds, prefix);
                 *x = block.pass(stage, x, *padded, &mut selector)?.detach();
             }
-            continue;
         }
-        let mut logits = Vec::new();
-        for (x, padded, grid) in &tokens {
-            let selector = Selector::new(&Pass::Infer, &cfg, None, prefix).cropping(*padded, *grid);
-            let logit = selector.recorded_logits(&stage.gate, x)?;
-            logits.extend(logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
-        }
-        let threshold = choose(result.thresholds.len(), &logits);
-        for (x, padded, _) in &mut tokens {
-            let thresholds = [threshold];
-            let mut selector = Selector::new(&Pass::Infer, &cfg, Some(&thresholds), prefix);
-            *x = block.pass(stage, x, *padded, &mut selector)?.detach();
-        }
-        result.thresholds.push(threshold);
-        result.logits.push(logits);
     }
     Ok(result)
 }

@@ -33,6 +33,16 @@ impl FlopCount {
         self.parts.push(Part { name: name.into(), nominal, executed });
     }
 
+    /// The same `times` over, e.g. for every frame of a clip.
+    #[must_use]
+    pub fn repeated(mut self, times: usize) -> Self {
+        for part in &mut self.parts {
+            part.nominal *= times as f64;
+            part.executed *= times as f64;
+        }
+        self
+    }
+
     /// The sum in units of 10⁹.
     pub fn nominal_gmacs(&self) -> f64 {
         self.parts.iter().map(|part| part.nominal).sum::<f64>() / 1e9
@@ -81,6 +91,11 @@ pub fn backbone(
         if adapter.experts > 1 {
             same("routers and merging", adapters * experts * (dim + 2.0 * dim * width));
         }
+    }
+    if let Some(adapter) = tuning.st_adapter {
+        let taps: usize = adapter.kernel.iter().product();
+        let width = adapter.bottleneck as f64;
+        same("adapters over time", depth * patches * width * (2.0 * dim + taps as f64));
     }
     tuning::flops::count(&mut count, dims, tuning, tokens);
     count

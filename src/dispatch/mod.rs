@@ -14,7 +14,7 @@ mod rate;
 mod select;
 mod site;
 
-pub use calibrate::calibrate;
+pub use calibrate::{calibrate, calibrate_clips};
 pub use dispatcher::Dispatcher;
 pub use distill::distill_term;
 pub use gumbel::{noise_factor, straight_through};

@@ -127,6 +127,11 @@ impl Run {
         self.folder.join("coco_instances_results.json")
     }
 
+    /// `videos.json`: what a video model said of each clip of the validation set.
+    pub fn videos_path(&self) -> PathBuf {
+        self.folder.join("videos.json")
+    }
+
     /// `results.json`.
     pub fn results_path(&self) -> PathBuf {
         self.folder.join("results.json")

@@ -1,12 +1,12 @@
 //! What is trained: the parts that tuning methods add to a backbone, one file per method.
 //!
 //! A block owns a [`BlockTuning`] and asks it where methods act: for its weights (LoRA, RLRR, SSF, (IA)³), for its tokens
-//! (prompts), for its attention (memory) and beside or after each part that is dispatched (adapters). What acts once per
+//! (prompts, adapter over time), for its attention (memory) and beside or after each part that is dispatched (adapters). What acts once per
 //! image is in [`EmbeddingTuning`]. Which pretrained weights are trained themselves is a matter of their roles.
 
 use candle_core::{Result, Tensor};
 
-use crate::backbone::Dims;
+use crate::backbone::{Dims, TokenGrid};
 use crate::config::{AdapterConfig, Placement, RlrrConfig, TuningConfig};
 use crate::dispatch::Site;
 use crate::ops::AttentionBranch;
@@ -23,6 +23,7 @@ mod moe_adapter;
 mod prompts;
 mod rlrr;
 mod ssf;
+mod st_adapter;
 mod weights;
 
 pub use adapter::Adapter;
@@ -34,6 +35,7 @@ pub use moe_adapter::MoeAdapter;
 use prompts::Prompts;
 use rlrr::Rlrr;
 use ssf::{ScaleShift, Ssf, Start};
+pub use st_adapter::StAdapter;
 pub use weights::{Layer, Pair};
 
 /// What the tuning methods add to one block.
@@ -42,6 +44,7 @@ pub struct BlockTuning {
     weights: weights::BlockWeights,
     prompts: Option<Prompts>,
     memory: Option<Memory>,
+    over_time: Option<StAdapter>,
     adapters: Vec<(Site, AnyAdapter)>,
     placement: Placement,
 }
@@ -102,10 +105,12 @@ impl BlockTuning {
             },
             None => None,
         };
+        let over_time = |cfg| StAdapter::new(cfg, dims.dim, &block.pp("adaptst"));
         Ok(Self {
             weights: weights::BlockWeights::new(cfg, dims, &block)?,
             prompts,
             memory,
+            over_time: cfg.st_adapter.as_ref().map(over_time).transpose()?,
             adapters: cfg.adapter.as_ref().map_or_else(|| Ok(Vec::new()), at_sites)?,
             placement: cfg.adapter.map_or(Placement::Parallel, |adapter| adapter.placement),
         })
@@ -117,6 +122,7 @@ impl BlockTuning {
             weights: self.weights.detached(),
             prompts: self.prompts.as_ref().map(Prompts::detached),
             memory: self.memory.as_ref().map(Memory::detached),
+            over_time: self.over_time.as_ref().map(StAdapter::detached),
             adapters: self.adapters.iter().map(|(site, a)| (*site, a.detached())).collect(),
             placement: self.placement,
         }
@@ -135,14 +141,19 @@ impl BlockTuning {
         self.weights.tensors()
     }
 
-    /// The tokens `[B, N, C]` as the block takes them: with its own prompts in place of the last layer's.
+    /// The tokens `[B, N, C]` as the block takes them: with its own prompts in place of the last layer's, and with what the
+    /// adapter over time adds from the frames before and after.
     ///
     /// # Errors
     /// If the shapes do not agree.
-    pub fn enter(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.prompts {
-            Some(prompts) => prompts.replaced(x),
-            None => Ok(x.clone()),
+    pub fn enter(&self, x: &Tensor, places: TokenGrid) -> Result<Tensor> {
+        let x = match &self.prompts {
+            Some(prompts) => prompts.replaced(x)?,
+            None => x.clone(),
+        };
+        match &self.over_time {
+            Some(adapter) => &x + adapter.forward(&x, places)?,
+            None => Ok(x),
         }
     }
 

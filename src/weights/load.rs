@@ -15,10 +15,11 @@ mod positions;
 
 /// Parts of names that the method adds to a pretrained backbone. They may be missing in a file that holds none of the
 /// kind, and a file may hold them although the model does not.
-const ADDED: [&str; 14] = [
+const ADDED: [&str; 15] = [
     "adaptmlp.",
     "adaptattn.",
     "adaptlayer.",
+    "adaptst.",
     "token_select.",
     "fpn1.",
     "fpn2.",
@@ -185,7 +186,11 @@ fn placed(name: String, map: NameMap, options: &LoadOptions) -> String {
         return name;
     }
     if name == "query_token" || name.starts_with("attentive_blocks.") {
-        return format!("temporal_head.{name}");
+        // The released code says `norm_q` where the others of its family say `norm1_q`.
+        return format!(
+            "temporal_head.{}",
+            name.replace("attentive_blocks.norm_", "attentive_blocks.norm1_")
+        );
     }
     options.full(&name)
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use rescatter::backbone::{Features, Pass, Vit};
 use rescatter::config::{DispatchConfig, Inference, Variant};
-use rescatter::dispatch::{KeptStats, calibrate};
+use rescatter::dispatch::{KeptStats, calibrate_clips};
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::head::{Head, ImageMeta};
 use rescatter::rng::{Purpose, Rng};
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Height and width of the images; by default the size that the position embedding was made for.
     #[arg(long, value_name = "HxW", value_parser = size)]
     size: Option<(usize, usize)>,
-    /// Images per pass.
+    /// Images (or clips) per pass.
     #[arg(long, default_value_t = 1)]
     batch: usize,
     /// Timed passes of each kind, after one to warm up.
@@ -94,6 +94,8 @@ struct Bench<'a> {
     dense: Vit,
     skipping: Vit,
     images: Tensor,
+    /// Frames per clip; 1 for images.
+    frames: usize,
     meta: ImageMeta,
 }
 
@@ -105,8 +107,9 @@ impl<'a> Bench<'a> {
         (batch, size): (usize, (usize, usize)),
     ) -> Result<Self> {
         let model = &trained.model;
-        let images = noise(batch, size, model.params().device())?;
         let config = &trained.config;
+        let frames = config.data.train.video_list.as_ref().map_or(1, |list| list.frames);
+        let images = noise(batch * frames, size, model.params().device())?;
         let taps = config.head.taps(model.backbone().dims().depth);
         let dispatch = DispatchConfig {
             inference: Inference::Calibrated(share),
@@ -119,10 +122,10 @@ impl<'a> Bench<'a> {
         let (dense, skipping) = (vit(&all)?, vit(&dispatch)?);
         if skipping.dispatchers() > 0 {
             dense.set_thresholds(vec![f32::NEG_INFINITY; dense.dispatchers()]);
-            calibrate(&skipping, std::slice::from_ref(&images), share)?;
+            calibrate_clips(&skipping, std::slice::from_ref(&images), frames, share)?;
         }
         let meta = ImageMeta { name: String::new(), original: size, input: size, flipped: false };
-        Ok(Self { model, dense, skipping, images, meta })
+        Ok(Self { model, dense, skipping, images, frames, meta })
     }
 
     /// Both kinds in turn, so that a slower minute of the machine hits both.
@@ -156,7 +159,7 @@ impl<'a> Bench<'a> {
     /// Seconds of the backbone and of the whole model on the batch.
     fn pass(&self, vit: &Vit) -> Result<(f64, f64, KeptStats)> {
         let start = Instant::now();
-        let features = vit.forward(&self.images, &Pass::Infer)?;
+        let features = vit.forward_clips(&self.images, self.frames, &Pass::Infer)?;
         self.images.device().synchronize()?;
         let backbone = start.elapsed().as_secs_f64();
         self.head(&features)?;
@@ -166,7 +169,7 @@ impl<'a> Bench<'a> {
 
     /// From features to class scores, for segmentation at the size of the input.
     fn head(&self, features: &Features) -> Result<()> {
-        let metas = vec![self.meta.clone(); self.images.dim(0)?];
+        let metas = vec![self.meta.clone(); self.images.dim(0)? / self.frames];
         match self.model {
             TaskModel::Segmentation(model) => {
                 for scores in model.head.predict(features, &metas)? {
@@ -174,6 +177,9 @@ impl<'a> Bench<'a> {
                 }
             }
             TaskModel::Detection(model) => {
+                model.head.predict(features, &metas)?;
+            }
+            TaskModel::Video(model) => {
                 model.head.predict(features, &metas)?;
             }
             TaskModel::Classification(model) => {

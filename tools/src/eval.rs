@@ -55,6 +55,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Detection::write_all(&path, &found.detections)?;
         tracing::info!("{} detections in {}", found.detections.len(), path.display());
     }
+    if let (Some(run), TaskModel::Video(_)) = (own()?, &trained.model) {
+        found.write_videos(&run.videos_path())?;
+        tracing::info!("{} videos in {}", found.videos.len(), run.videos_path().display());
+    }
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;

@@ -5,6 +5,7 @@ mod compare;
 mod data;
 mod eval;
 mod flops;
+mod pixels;
 mod predict;
 mod process;
 mod score;
@@ -38,7 +39,7 @@ enum Command {
     Train(train::Args),
     /// Evaluate a run, or a config with its weights.
     Eval(eval::Args),
-    /// Predict on images and draw the results.
+    /// Predict on images or videos and draw the results.
     Predict(predict::Args),
     /// Train several methods alike, and put what they reach into a table and a plot.
     Compare(compare::Args),

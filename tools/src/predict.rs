@@ -3,6 +3,7 @@
 mod classification;
 mod detection;
 mod tasks;
+mod video;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,11 @@ use rescatter::weights::checkpoint;
 use rescatter::{Error, draw};
 use rescatter_heads::run::Trained;
 use rescatter_heads::tasks::TasksPredictor;
-use rescatter_heads::{ClassPredictor, DetectionPredictor, Prediction, Predictor, TaskModel};
+use rescatter_heads::{
+    ClassPredictor, DetectionPredictor, Prediction, Predictor, TaskModel, VideoPredictor,
+};
 
+use crate::pixels::Pixels;
 use crate::trained::Checkpoint;
 
 /// How much of the picture below the colours is hidden.
@@ -30,11 +34,11 @@ const LEGEND_ROWS: usize = 30;
 pub(crate) struct Args {
     /// Folder of a run, or an exported file.
     run: PathBuf,
-    /// Images, or folders of images.
+    /// Images, or folders of images; for a video model videos, or folders of their frames.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
     /// Where the results go: `overlays/`, `labels/` (or `detections/`), `tokens/` and `legend.png`; of classifiers and of
-    /// models that were extended `tasks/`, a JSON file per image with a section per task.
+    /// models that were extended `tasks/`, a JSON file per image with a section per task; of videos `classes/` and `strips/`.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Which checkpoint of the run.
@@ -46,6 +50,9 @@ pub(crate) struct Args {
     /// Draw only objects that the model is at least as sure of; the JSON holds all.
     #[arg(long, default_value_t = 0.5)]
     score: f32,
+    /// Clips per video, spread over its time; by default as many as follow each other densely, or one of the whole video.
+    #[arg(long, value_name = "N")]
+    windows: Option<usize>,
     /// Write labels counted from 1, as ADE20K's test server wants them.
     #[arg(long)]
     ade20k_submission: bool,
@@ -56,9 +63,12 @@ pub(crate) struct Args {
 
 /// Runs `rescatter predict`.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let images = inputs(&args.inputs)?;
     let trained =
         Trained::open(&args.run, args.checkpoint.into(), &args.overrides)?.calibrated()?;
+    let images = match trained.model {
+        TaskModel::Video(_) => videos(&args.inputs)?,
+        _ => inputs(&args.inputs)?,
+    };
     let writer = match trained.model {
         TaskModel::Detection(_) => {
             let predictor = DetectionPredictor::new(trained)?;
@@ -75,6 +85,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         TaskModel::Segmentation(_) => {
             AnyWriter::Segmentation(Writer::new(&args, Predictor::new(trained)?)?)
         }
+        TaskModel::Video(_) => {
+            let pixels = Pixels::of(&trained.config.data.val);
+            let predictor = VideoPredictor::new(trained)?;
+            AnyWriter::Video(video::Writer::new(&args, predictor, pixels)?)
+        }
     };
     let mut failed = 0;
     for (name, path) in &images {
@@ -84,7 +99,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     }
     tracing::info!(
-        "{} of {} images done; results in {}",
+        "{} of {} done; results in {}",
         images.len() - failed,
         images.len(),
         args.output.display()
@@ -118,6 +133,19 @@ fn inputs(given: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>> {
     Ok(images)
 }
 
+/// Videos by their names; a folder is one video.
+fn videos(given: &[PathBuf]) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut videos = BTreeMap::new();
+    for path in given {
+        let name = path.file_stem().context("a video without a name")?;
+        if let Some(other) = videos.insert(PathBuf::from(name), path.clone()) {
+            let both = format!("its results would replace those of {}", other.display());
+            return Err(Error::file(path, both).with_hint("predict them separately").into());
+        }
+    }
+    Ok(videos)
+}
+
 /// That of the model's task.
 #[allow(clippy::large_enum_variant, reason = "a process holds one of it")]
 enum AnyWriter<'a> {
@@ -125,6 +153,7 @@ enum AnyWriter<'a> {
     Detection(detection::Writer<'a>),
     Classification(classification::Writer<'a>),
     Tasks(tasks::Writer<'a>),
+    Video(video::Writer<'a>),
 }
 
 impl AnyWriter<'_> {
@@ -134,6 +163,7 @@ impl AnyWriter<'_> {
             Self::Detection(writer) => writer.one(name, path),
             Self::Classification(writer) => writer.one(name, path),
             Self::Tasks(writer) => writer.one(name, path),
+            Self::Video(writer) => writer.one(name, path),
         }
     }
 }

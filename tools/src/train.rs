@@ -77,6 +77,10 @@ pub(crate) fn train(
             session.check(data::detection_for_evaluation(&config.data.val)?.classes())?;
             session.train(model, data::detection(&config.data.train)?)
         }
+        TaskModel::Video(model) => {
+            session.check(data::video_for_evaluation(&config.data.val)?.classes())?;
+            session.train(model, data::video(&config.data.train)?)
+        }
         TaskModel::Classification(model) => {
             session.check(data::classification_for_evaluation(&config.data.val)?.classes())?;
             let mixer = Mixer::new(config.data.mix, config.seed);
@@ -167,6 +171,9 @@ impl Session<'_> {
         let found = self.task.evaluate(self.config, &self.classes, &|_, _| {})?;
         if matches!(self.task, TaskModel::Detection(_)) {
             Detection::write_all(&self.run.detections_path(), &found.detections)?;
+        }
+        if matches!(self.task, TaskModel::Video(_)) {
+            found.write_videos(&self.run.videos_path())?;
         }
         let scores =
             found.figures().into_iter().map(|(name, score)| (name.into(), score)).collect();

@@ -84,7 +84,10 @@ impl SegmentationHead {
         let (loss, aux) = match config {
             HeadConfig::Upernet(config) => (&config.loss, config.aux.as_ref()),
             HeadConfig::Linear(config) => (&config.loss, None),
-            HeadConfig::MaskRcnn(_) | HeadConfig::Classifier(_) => {
+            HeadConfig::MaskRcnn(_)
+            | HeadConfig::Classifier(_)
+            | HeadConfig::TemporalQuery(_)
+            | HeadConfig::TemporalTransformer(_) => {
                 bail!("`head.{}` cannot segment; choose `upernet` or `linear`", config.name())
             }
         };
@@ -112,7 +115,10 @@ impl Kind {
             HeadConfig::Linear(config) => {
                 Ok(Self::Linear(LinearHead::new(config, spec, labels, root)?))
             }
-            HeadConfig::MaskRcnn(_) | HeadConfig::Classifier(_) => {
+            HeadConfig::MaskRcnn(_)
+            | HeadConfig::Classifier(_)
+            | HeadConfig::TemporalQuery(_)
+            | HeadConfig::TemporalTransformer(_) => {
                 bail!("`head.{}` cannot segment; choose `upernet` or `linear`", config.name())
             }
         }

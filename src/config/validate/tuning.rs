@@ -16,6 +16,11 @@ pub(super) fn check(
         require(adapter.experts > 0, "tuning.adapter.experts", rule)?;
         share(adapter.dropout, "tuning.adapter.dropout")?;
     }
+    if let Some(adapter) = &config.st_adapter {
+        require(adapter.bottleneck > 0, "tuning.st_adapter.bottleneck", rule)?;
+        let odd = adapter.kernel.iter().all(|side| side % 2 == 1);
+        require(odd, "tuning.st_adapter.kernel", "must be three odd numbers")?;
+    }
     if let Some(lora) = &config.lora {
         require(lora.rank > 0, "tuning.lora.rank", rule)?;
         require(!lora.targets.is_empty(), "tuning.lora.targets", "must name a weight")?;

@@ -27,11 +27,12 @@ pub(super) fn random(frame: &mut Frame, size: [usize; 2], cat_max_ratio: f64, st
     cut(frame, window);
 }
 
-/// The middle.
+/// The middle, or where the frame says.
 pub(super) fn center(frame: &mut Frame, size: [usize; 2]) {
     let (height, width) = frame.size();
     let (h, w) = (size[0].min(height), size[1].min(width));
-    cut(frame, [(height - h) / 2, (width - w) / 2, h, w]);
+    let place = |slack: usize| (slack as f64 * frame.crop_place) as usize;
+    cut(frame, [place(height - h), place(width - w), h, w]);
 }
 
 fn draw((height, width): (usize, usize), size: [usize; 2], stream: &mut Stream) -> Window {

@@ -42,18 +42,27 @@ pub struct Frame {
     pub ignore_index: u16,
     /// What was done to the pixels so far.
     pub geometry: Geometry,
+    /// Where `center_crop` lies along what it cuts, 0 to 1; ½ is the middle.
+    pub crop_place: f64,
 }
 
 impl Frame {
     /// An image as it is on disk, without a label map.
     pub fn new(image: RgbImage) -> Self {
-        Self { image, label: None, ignore_index: 0, geometry: Geometry::default() }
+        let geometry = Geometry::default();
+        Self { image, label: None, ignore_index: 0, geometry, crop_place: 0.5 }
     }
 
     /// The same with a label map of its size.
     #[must_use]
     pub fn with_label(self, label: LabelMap, ignore_index: u16) -> Self {
         Self { label: Some(label), ignore_index, ..self }
+    }
+
+    /// The same with `center_crop` at another place than the middle.
+    #[must_use]
+    pub fn with_crop_place(self, crop_place: f64) -> Self {
+        Self { crop_place, ..self }
     }
 
     /// Height and width.
@@ -173,6 +182,32 @@ impl Pipeline {
         let geometry = frame.geometry;
         let meta = ImageMeta { name, original, input, flipped: geometry.is_mirrored() };
         Ok(Done { image, label: label.or(kept), meta, geometry })
+    }
+}
+
+/// The image with its shorter side reduced to `short_side` where it is longer.
+pub(crate) fn shrunk(image: RgbImage, short_side: Option<usize>) -> Result<RgbImage> {
+    let (height, width) = (image.height() as usize, image.width() as usize);
+    let size = reduced((height, width), short_side);
+    if size == (height, width) {
+        return Ok(image);
+    }
+    resize::bilinear(&image, [0.0, 0.0, width as f64, height as f64], size)
+}
+
+/// Height and width whose shorter side is at most `short_side`.
+pub(crate) fn reduced(
+    (height, width): (usize, usize),
+    short_side: Option<usize>,
+) -> (usize, usize) {
+    let short = height.min(width);
+    match short_side {
+        Some(side) if side < short => {
+            let scaled =
+                |length: usize| ((length * side) as f64 / short as f64).round().max(1.0) as usize;
+            (scaled(height), scaled(width))
+        }
+        _ => (height, width),
     }
 }
 

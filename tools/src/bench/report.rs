@@ -62,9 +62,9 @@ struct Figures {
     min_ms: f64,
     max_ms: f64,
     images_per_second: f64,
-    /// Of one image.
+    /// Of one image or clip.
     gmacs_nominal: f64,
-    /// Of one image.
+    /// Of one image or clip.
     gmacs_executed: f64,
     peak_memory_bytes: Option<u64>,
 }
@@ -197,7 +197,9 @@ fn gmacs(trained: &Trained, size: (usize, usize), kept: &[f64], part: Part) -> R
         }
         Part::Backbone => {
             let dims = trained.model.backbone().dims();
+            let frames = config.data.train.video_list.as_ref().map_or(1, |list| list.frames);
             dispatch::flops::backbone(dims, &config.dispatch, &config.tuning, size, kept)
+                .repeated(frames)
         }
     };
     Ok((count.nominal_gmacs(), count.executed_gmacs()))

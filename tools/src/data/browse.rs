@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use image::{Rgb, RgbImage};
-use ndarray::Array3;
-use rescatter::config::{SplitConfig, Task, TransformConfig, load};
+use rescatter::config::{SplitConfig, Task, load};
 use rescatter::data::{self, ClassTarget, Instances, Loader, LoaderOptions, Mixer, Mode};
 use rescatter::draw;
 
 use super::AnyConfig;
+use crate::pixels::Pixels;
 
 /// Arguments of `rescatter data browse`.
 #[derive(clap::Args)]
@@ -65,12 +65,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             classification_tiles(split, options, &Mixer::new(mix, config.seed), args.count)?
         }
         Task::Detection => detection_tiles(split, options, args.count)?,
-        Task::Video => anyhow::bail!("`data browse` draws no videos"),
+        Task::Video => video_tiles(split, options, args.count)?,
     };
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot create `{}`", args.output.display()))?;
+    let columns = if config.task == Task::Video { 1 } else { COLUMNS };
     for (number, sheet) in tiles.chunks(PER_SHEET).enumerate() {
-        let mut parts = vec![draw::contact_sheet(sheet, COLUMNS)];
+        let mut parts = vec![draw::contact_sheet(sheet, columns)];
         parts.extend(legend.clone());
         save(&draw::stack(&parts), &args.output.join(format!("sheet_{number:03}.png")))?;
     }
@@ -90,7 +91,7 @@ fn segmentation_tiles(
     let mut tiles = Vec::new();
     for batch in Loader::new(set, options)?.take(count) {
         let batch = batch?;
-        let image = pixels.of_batch(&batch.images)?;
+        let image = pixels.of_image(&batch.images.get(0)?)?;
         let drawn = draw::overlay(&image, &batch.targets[0], &palette, 0.55);
         let mut pair = RgbImage::new(image.width() * 2, image.height());
         image::imageops::replace(&mut pair, &image, 0, 0);
@@ -111,7 +112,7 @@ fn detection_tiles(
     let mut tiles = Vec::new();
     for batch in Loader::new(set, options)?.take(count) {
         let batch = batch?;
-        let mut image = pixels.of_batch(&batch.images)?;
+        let mut image = pixels.of_image(&batch.images.get(0)?)?;
         draw::objects(&mut image, &drawn(&batch.targets[0], &names, &palette));
         tiles.push((image, batch.metas[0].name.clone()));
     }
@@ -153,7 +154,7 @@ fn classification_tiles(
     for batch in Loader::new(set, options)? {
         let batch = mixer.apply(batch?)?;
         for (i, target) in batch.targets.iter().enumerate().take(count - tiles.len()) {
-            let image = pixels.of_batch(&batch.images.narrow(0, i, 1)?)?;
+            let image = pixels.of_image(&batch.images.get(i)?)?;
             tiles.push((image, caption(target, &names)));
         }
         if tiles.len() == count {
@@ -172,33 +173,25 @@ fn caption(target: &ClassTarget, names: &[String]) -> String {
     }
 }
 
-/// The way back from normalised values to pixels.
-struct Pixels {
-    mean: [f32; 3],
-    std: [f32; 3],
-}
-
-impl Pixels {
-    fn of(split: &SplitConfig) -> Self {
-        let parts = split.concat.iter().flatten().flat_map(|part| &part.transforms);
-        let given = split.transforms.iter().chain(parts).find_map(|step| match step {
-            TransformConfig::Normalize { mean, std } => Some(Self { mean: *mean, std: *std }),
-            _ => None,
-        });
-        given.unwrap_or(Self { mean: [0.0; 3], std: [1.0; 3] })
+/// A strip of frames per clip; the views of a validation video follow each other.
+fn video_tiles(split: &SplitConfig, options: LoaderOptions, count: usize) -> anyhow::Result<Tiles> {
+    let set = match options.mode {
+        Mode::Train => data::video(split)?,
+        Mode::Evaluate => data::video_for_evaluation(split)?,
+    };
+    let frames = data::video::first_list(split)?.frames;
+    let names = set.classes().to_vec();
+    let pixels = Pixels::of(split);
+    let mut tiles = Vec::new();
+    for batch in Loader::new(set, options)?.take(count) {
+        let batch = batch?;
+        let caption = format!("{}: {}", batch.metas[0].name, names[batch.targets[0] as usize]);
+        for view in 0..batch.images.dim(0)? / frames {
+            let clip = batch.images.narrow(0, view * frames, frames)?;
+            tiles.push((draw::strip(&pixels.of_clip(&clip)?), caption.clone()));
+        }
     }
-
-    fn of_batch(&self, images: &candle_core::Tensor) -> anyhow::Result<RgbImage> {
-        let (_, channels, height, width) = images.dims4()?;
-        let values = images.get(0)?.flatten_all()?.to_vec1::<f32>()?;
-        let values = Array3::from_shape_vec((channels, height, width), values)?;
-        Ok(RgbImage::from_fn(width as u32, height as u32, |x, y| {
-            Rgb(std::array::from_fn(|c| {
-                let value = values[(c, y as usize, x as usize)] * self.std[c] + self.mean[c];
-                (value * 255.0).round().clamp(0.0, 255.0) as u8
-            }))
-        }))
-    }
+    Ok((tiles, None))
 }
 
 fn save(image: &RgbImage, path: &Path) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! `rescatter data check`: reads every file of both splits once.
 
 mod coco;
+mod video;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,6 +58,9 @@ pub(crate) struct Args {
 struct Report {
     split: String,
     images: usize,
+    /// Shortest and longest clip, in frames.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frames: Option<[usize; 2]>,
     /// Smallest and largest width and height.
     #[serde(skip_serializing_if = "Option::is_none")]
     widths: Option<[usize; 2]>,
@@ -74,7 +78,7 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct ClassCount {
     name: String,
-    /// Pixels in segmentation, objects in detection, images in classification.
+    /// Pixels in segmentation, objects in detection, images in classification, clips in video.
     count: u64,
     images: u64,
 }
@@ -159,6 +163,7 @@ fn check(name: &str, split: &SplitConfig) -> Report {
     let opened = match first_reader(split) {
         Reader::Classification => rescatter::data::classification(split).map(drop),
         Reader::Detection => rescatter::data::detection(split).map(drop),
+        Reader::Video => rescatter::data::video(split).map(drop),
         Reader::Segmentation => rescatter::data::segmentation(split).map(drop),
     };
     let before = report.problems.len();
@@ -173,12 +178,14 @@ enum Reader {
     Segmentation,
     Detection,
     Classification,
+    Video,
 }
 
 fn first_reader(split: &SplitConfig) -> Reader {
     let first = split.concat.as_ref().and_then(|parts| parts.first());
     match (first, &split.coco) {
         (Some(first), _) => first_reader(first),
+        _ if split.video_list.is_some() => Reader::Video,
         (_, Some(_)) => Reader::Detection,
         _ if reads_classes(split) => Reader::Classification,
         _ => Reader::Segmentation,
@@ -212,6 +219,9 @@ fn walk(split: &SplitConfig, report: &mut Report) {
             Ok(pipeline) => coco::walk(config, pipeline, report),
             Err(error) => report.problems.push(error.into()),
         }
+    }
+    if let Some(config) = &split.video_list {
+        video::walk(config, report);
     }
     if reads_classes(split) {
         let plain = SplitConfig { transforms: normalize.to_vec(), repeat: None, ..split.clone() };
@@ -284,22 +294,26 @@ impl Report {
     }
 
     fn measure(&mut self, (width, height): (usize, usize)) {
-        let grow = |range: &mut Option<[usize; 2]>, side: usize| {
-            let [low, high] = range.unwrap_or([side, side]);
-            *range = Some([low.min(side), high.max(side)]);
-        };
         grow(&mut self.widths, width);
         grow(&mut self.heights, height);
     }
 }
 
+fn grow(range: &mut Option<[usize; 2]>, value: usize) {
+    let [low, high] = range.unwrap_or([value, value]);
+    *range = Some([low.min(value), high.max(value)]);
+}
+
 fn print(report: &Report) {
     let span =
         |range: Option<[usize; 2]>| range.map_or("-".into(), |[low, high]| format!("{low}-{high}"));
+    let frames =
+        report.frames.map_or(String::new(), |frames| format!(" of {} frames", span(Some(frames))));
     println!(
-        "{}: {} images, width {}, height {}",
+        "{}: {} {}{frames}, width {}, height {}",
         report.split,
         report.images,
+        if report.frames.is_some() { "clips" } else { "images" },
         span(report.widths),
         span(report.heights)
     );

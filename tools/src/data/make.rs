@@ -2,6 +2,7 @@
 
 mod classes;
 mod coco;
+mod video;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,6 +47,9 @@ enum Kind {
     Cifar,
     /// Classification in VTAB-1K's layout of lists: so many images for each of the nineteen tasks.
     Vtab,
+    /// Video: clips/*.mp4 (folders of frames in a build without `video`), train.txt, val.txt; the classes are the directions
+    /// in which a picture moves.
+    Video,
 }
 
 const SCENE_PX: usize = 96;
@@ -65,14 +69,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Kind::Cifar => classes::cifar(args)?,
         Kind::Vtab => classes::vtab(args)?,
         Kind::Coco => coco::make(args)?,
+        Kind::Video => video::make(args)?,
         Kind::Ade20k => segmentation(args, &Layout::ADE20K)?,
         Kind::CocoStuff => segmentation(args, &Layout::COCO_STUFF)?,
     }
     let validation = (0..args.count).filter(|number| is_validation(*number)).count();
     println!(
-        "{}: {} images for training, {validation} for validation",
+        "{}: {} {} for training, {validation} for validation",
         args.output.display(),
-        args.count - validation
+        args.count - validation,
+        if args.kind == Kind::Video { "clips" } else { "images" },
     );
     Ok(ExitCode::SUCCESS)
 }

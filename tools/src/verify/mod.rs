@@ -10,6 +10,7 @@ mod maps;
 mod optim;
 mod rcnn;
 mod regions;
+mod temporal;
 mod tuning;
 mod vit;
 mod vitdet;
@@ -71,6 +72,7 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
         "match" => boxes::matches(fixture),
         "mask_rcnn_heads" => rcnn::heads(fixture),
         "mask_rcnn_losses" => rcnn::losses(fixture),
+        "temporal_head" => temporal::head(fixture),
         _ => Ok(None),
     }
 }

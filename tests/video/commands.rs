@@ -1,0 +1,111 @@
+//! The commands on clips that `data make` wrote.
+
+use crate::sandbox::Sandbox;
+
+const CONFIG: &str = "\
+task: video
+backbone: { embed_dim: 16, depth: 2, num_heads: 2, mlp_ratio: 2.0, patch_size: 8, pos_embed_grid: [4, 4] }
+dispatch: { variant: mlp, inference: { calibrated: 0.5 } }
+tuning: { adapter: { bottleneck: 4, dropout: 0.1 }, st_adapter: { bottleneck: 4 } }
+head: { temporal_transformer: { frames: 4, dim: 16, num_heads: 2, dropout: 0.1 } }
+data:
+  train:
+    video_list: { root: moving, file: moving/train.txt, classes: moving/classes.txt, frames: 4, sampling: { uniform: {} } }
+    transforms: [{ random_resized_crop: { size: [32, 32], scale: [0.5, 1.0] } }, { normalize: {} }]
+  val:
+    video_list: { root: moving, file: moving/val.txt, classes: moving/classes.txt, frames: 4, sampling: { uniform: {} }, views: { crops: 3 } }
+    transforms: [{ resize: { size: [32, 40], keep_ratio: false } }, { center_crop: { size: [32, 32] } }, { normalize: {} }]
+optimizer: { adamw: { lr: 1e-3 } }
+train: { iterations: 4, batch_size: 3, accumulate: 2, eval_every: 2, log_every: 1 }
+";
+
+/// A small set in `moving` and `clips.yaml`.
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.succeeds("data make video --output moving --count 20");
+    std::fs::write(sandbox.path("clips.yaml"), CONFIG).unwrap();
+    sandbox
+}
+
+fn json(sandbox: &Sandbox, name: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(sandbox.path(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn clips_are_made_checked_trained_on_evaluated_and_predicted() {
+    let sandbox = sandbox();
+    sandbox.succeeds("data check clips.yaml");
+    sandbox.succeeds("data browse clips.yaml --output sheets --count 4");
+    assert_eq!(sandbox.names("sheets"), ["sheet_000.png"]);
+    sandbox.succeeds("train clips.yaml --run run");
+    let results = json(&sandbox, "run/results.json");
+    for key in ["top1", "top5", "mean_class", "kept"] {
+        assert!(results[key].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)), "{key}");
+    }
+    assert_eq!(
+        (results["images"].as_u64(), results["per_class"].as_array().unwrap().len()),
+        (Some(4), 4)
+    );
+    let videos = json(&sandbox, "run/videos.json");
+    assert_eq!(videos["videos"].as_array().unwrap().len(), 4);
+    assert!(videos["videos"][0]["top"][0]["probability"].as_f64().unwrap() > 0.0);
+
+    let told = sandbox.succeeds("eval run --json");
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!((&told["top1"], &told["kept"]), (&results["top1"], &results["kept"]));
+
+    let list = std::fs::read_to_string(sandbox.path("moving/val.txt")).unwrap();
+    let clip = list.split(' ').next().unwrap();
+    sandbox.succeeds(&format!("predict run moving/{clip} --output out --windows 2"));
+    let stem = std::path::Path::new(clip).file_stem().unwrap().to_str().unwrap();
+    let found = json(&sandbox, &format!("out/classes/{stem}.json"));
+    assert_eq!(
+        (found["windows"].as_array().unwrap().len(), found["top"].as_array().unwrap().len()),
+        (2, 4)
+    );
+    let total: f64 =
+        found["top"].as_array().unwrap().iter().map(|g| g["probability"].as_f64().unwrap()).sum();
+    assert!((total - 1.0).abs() < 1e-4);
+    let strip = image::open(sandbox.path(&format!("out/strips/{stem}.png"))).unwrap();
+    assert!(strip.width() >= 4 * 32 && strip.height() >= 4 * 32, "two rows for each window");
+}
+
+#[test]
+fn a_resumed_training_on_clips_is_the_same() {
+    let sandbox = sandbox();
+    sandbox.succeeds("train clips.yaml --run whole");
+    sandbox.succeeds(
+        "train clips.yaml --run again --threads 1 data.workers=0 train.checkpoint_every=1",
+    );
+    let (a, b) =
+        (sandbox.tensors("whole/last.safetensors"), sandbox.tensors("again/last.safetensors"));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    sandbox.succeeds("flops clips.yaml --json");
+    sandbox.succeeds("bench run --repeat 1 --json");
+}
+
+#[test]
+fn broken_clips_are_found_by_check_and_named_by_train() {
+    let sandbox = sandbox();
+    let list = std::fs::read_to_string(sandbox.path("moving/train.txt")).unwrap();
+    let broken = list.lines().nth(2).unwrap().split(' ').next().unwrap().to_owned();
+    let path = sandbox.path("moving").join(&broken);
+    if path.is_dir() {
+        std::fs::remove_dir_all(&path).unwrap();
+    } else {
+        std::fs::write(&path, b"").unwrap();
+    }
+    std::fs::write(sandbox.path("moving/train.txt"), list.clone() + "clips/00001.mp4 9\n").unwrap();
+    let output = sandbox.command("data check clips.yaml --json").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = report["splits"][0]["problems"].to_string();
+    assert!(
+        problems.contains(&broken) && problems.contains("line 17: the label `9`"),
+        "{problems}"
+    );
+    std::fs::write(sandbox.path("moving/train.txt"), list).unwrap();
+    let message = sandbox.fails("train clips.yaml --run run");
+    assert!(message.contains(&broken), "{message}");
+    sandbox.succeeds("train clips.yaml --run skipping data.train.video_list.on_error=skip");
+}
