@@ -55,7 +55,7 @@ fn build(cfg: &BackboneConfig, dispatch: DispatchConfig, tuned: BackboneTuning) 
     let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
     let adapter = AdapterConfig { bottleneck: 8, scale: 0.5, dropout: 0.0, experts: 1 };
     let tuning =
-            TuningConfig { backbone: tuned, adapter: Some(adapter), ..TuningConfig::default() };
+        TuningConfig { backbone: tuned, adapter: Some(adapter), ..TuningConfig::default() };
     let vit = Vit::new(cfg, &dispatch, &tuning, &[1, DEPTH - 1], &store.root())?;
     for (name, param) in store.all() {
         if param.var.rank() >= 2 {

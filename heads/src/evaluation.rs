@@ -18,8 +18,8 @@ use serde::Serialize;
 
 use crate::detection::{self, DetectionScores, Detector};
 use crate::kept::Kept;
-use crate::video::{VideoResult, averaged};
 use crate::segmentation::inference::Segmenter;
+use crate::video::{VideoResult, averaged};
 use crate::{ClassifierHead, Config, MaskRcnn, SegmentationHead, TaskModel, TemporalHead};
 
 /// What an evaluation found; serialises to `results.json`.

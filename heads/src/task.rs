@@ -11,9 +11,7 @@ use rescatter::params::ParamStore;
 use rescatter::weights::{LoadOptions, load_pretrained};
 use rescatter::{Error, Result};
 
-use crate::{
-    ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead, TemporalHead,
-};
+use crate::{ClassifierHead, Config, HeadConfig, Labels, MaskRcnn, SegmentationHead, TemporalHead};
 
 /// A model with the head of its task.
 #[allow(clippy::large_enum_variant, reason = "a process holds one of it")]

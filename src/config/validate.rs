@@ -2,7 +2,8 @@
 
 use super::{
     AdamWConfig, Arch, BackboneConfig, Config, DispatchConfig, EvalConfig, EvalMode, GroupConfig,
-    Inference, OptimizerConfig, SamplingConfig, ScheduleConfig, SplitConfig, TrainConfig, TransformConfig,
+    Inference, OptimizerConfig, SamplingConfig, ScheduleConfig, SplitConfig, TrainConfig,
+    TransformConfig,
 };
 
 type Check = std::result::Result<(), String>;

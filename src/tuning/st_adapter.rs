@@ -41,11 +41,7 @@ impl StAdapter {
 
     pub(super) fn detached(&self) -> Self {
         let detached = |(weight, bias): &(Tensor, Tensor)| (weight.detach(), bias.detach());
-        Self {
-            down: detached(&self.down),
-            conv: detached(&self.conv),
-            up: detached(&self.up),
-        }
+        Self { down: detached(&self.down), conv: detached(&self.conv), up: detached(&self.up) }
     }
 
     /// `x`: `[B·T, prefix + P, C]` → `[B·T, prefix + P, C]`, zero for the prefix.

@@ -16,7 +16,13 @@ mod positions;
 /// Parts of names that the method adds to a pretrained backbone. They may be missing in a file that holds none of the
 /// kind, and a file may hold them although the model does not.
 const ADDED: [&str; 8] = [
-    "adaptmlp.", "adaptattn.", "adaptlayer.", "adaptst.", "token_select.", "fpn1.", "fpn2.",
+    "adaptmlp.",
+    "adaptattn.",
+    "adaptlayer.",
+    "adaptst.",
+    "token_select.",
+    "fpn1.",
+    "fpn2.",
     "simfp_",
 ];
 
@@ -174,7 +180,10 @@ fn placed(name: String, map: NameMap, options: &LoadOptions) -> String {
     }
     if name == "query_token" || name.starts_with("attentive_blocks.") {
         // The released code says `norm_q` where the others of its family say `norm1_q`.
-        return format!("temporal_head.{}", name.replace("attentive_blocks.norm_", "attentive_blocks.norm1_"));
+        return format!(
+            "temporal_head.{}",
+            name.replace("attentive_blocks.norm_", "attentive_blocks.norm1_")
+        );
     }
     options.full(&name)
 }

@@ -42,7 +42,8 @@ pub(crate) fn write_folder(folder: &Path, count: usize) {
 pub(crate) fn encode(args: &str, count: usize, size: (u32, u32), path: &Path) {
     use std::io::Write;
     use std::process::{Command, Stdio};
-    let input = format!("-v error -y -f rawvideo -pix_fmt rgb24 -s {}x{} -r 25 -i -", size.0, size.1);
+    let input =
+        format!("-v error -y -f rawvideo -pix_fmt rgb24 -s {}x{} -r 25 -i -", size.0, size.1);
     let mut child = Command::new("ffmpeg")
         .args(input.split(' '))
         .args(args.split_whitespace())

@@ -42,36 +42,47 @@ fn clips_are_made_checked_trained_on_evaluated_and_predicted() {
     for key in ["top1", "top5", "mean_class", "kept"] {
         assert!(results[key].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)), "{key}");
     }
-    assert_eq!((results["images"].as_u64(), results["per_class"].as_array().unwrap().len()), (Some(4), 4));
+    assert_eq!(
+        (results["images"].as_u64(), results["per_class"].as_array().unwrap().len()),
+        (Some(4), 4)
+    );
     let videos = json(&sandbox, "run/videos.json");
     assert_eq!(videos["videos"].as_array().unwrap().len(), 4);
     assert!(videos["videos"][0]["top"][0]["probability"].as_f64().unwrap() > 0.0);
 
     let told = sandbox.succeeds("eval run --json");
     let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
-    assert_eq!((&told["top1"], &told["kept"]), (&results["top1"], &results["kept"]));
+    assert_eq!(told["top1"], results["top1"]);
+    let kept = |found: &serde_json::Value| found["kept"].as_f64().unwrap();
+    assert!((kept(&told) - kept(&results)).abs() < 1e-6, "{told}");
 
     let list = std::fs::read_to_string(sandbox.path("moving/val.txt")).unwrap();
     let clip = list.split(' ').next().unwrap();
     sandbox.succeeds(&format!("predict run moving/{clip} --output out --windows 2"));
     let stem = std::path::Path::new(clip).file_stem().unwrap().to_str().unwrap();
     let found = json(&sandbox, &format!("out/classes/{stem}.json"));
-    assert_eq!((found["windows"].as_array().unwrap().len(), found["top"].as_array().unwrap().len()), (2, 4));
-    let total: f64 = found["top"].as_array().unwrap().iter().map(|g| g["probability"].as_f64().unwrap()).sum();
+    assert_eq!(
+        (found["windows"].as_array().unwrap().len(), found["top"].as_array().unwrap().len()),
+        (2, 4)
+    );
+    let total: f64 =
+        found["top"].as_array().unwrap().iter().map(|g| g["probability"].as_f64().unwrap()).sum();
     assert!((total - 1.0).abs() < 1e-4);
     let strip = image::open(sandbox.path(&format!("out/strips/{stem}.png"))).unwrap();
     assert!(strip.width() >= 4 * 32 && strip.height() >= 4 * 32, "two rows for each window");
 }
 
 #[test]
-fn a_resumed_training_on_clips_is_the_same() {
+fn the_number_of_workers_changes_nothing() {
     let sandbox = sandbox();
     sandbox.succeeds("train clips.yaml --run whole");
-    sandbox.succeeds("train clips.yaml --run again --threads 1 data.workers=0 train.checkpoint_every=1");
-    let (a, b) = (sandbox.tensors("whole/last.safetensors"), sandbox.tensors("again/last.safetensors"));
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    sandbox.succeeds("train clips.yaml --run alone data.workers=0");
+    assert_eq!(
+        sandbox.tensors("whole/last.safetensors"),
+        sandbox.tensors("alone/last.safetensors")
+    );
     sandbox.succeeds("flops clips.yaml --json");
-    sandbox.succeeds("bench run --repeat 1 --json");
+    sandbox.succeeds("bench whole --repeat 1 --json");
 }
 
 #[test]
@@ -90,7 +101,10 @@ fn broken_clips_are_found_by_check_and_named_by_train() {
     assert_eq!(output.status.code(), Some(1));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let problems = report["splits"][0]["problems"].to_string();
-    assert!(problems.contains(&broken) && problems.contains("line 17: the label `9`"), "{problems}");
+    assert!(
+        problems.contains(&broken) && problems.contains("line 17: the label `9`"),
+        "{problems}"
+    );
     std::fs::write(sandbox.path("moving/train.txt"), list).unwrap();
     let message = sandbox.fails("train clips.yaml --run run");
     assert!(message.contains(&broken), "{message}");

@@ -136,7 +136,11 @@ fn mutated_files_neither_crash_nor_hang_nor_leak() {
     let resident = decode_in_child(&rounds, LIMIT * count as u32);
     let (first, second) = resident.split_at(resident.len() / 2);
     let peak = |part: &[u64]| part.iter().copied().max().unwrap();
-    println!("{count} files: at most {} KiB in the first round, {} KiB in the second", peak(first), peak(second));
+    println!(
+        "{count} files: at most {} KiB in the first round, {} KiB in the second",
+        peak(first),
+        peak(second)
+    );
     assert_eq!(resident.len(), 2 * count);
     assert!(peak(second) < peak(first) + (16 << 10), "memory grows from round to round");
 }

@@ -85,8 +85,7 @@ fn only_positions_or_an_adapter_over_time_tell_a_clip_from_its_reverse() -> Resu
         (TRANSFORMER, "{}", false),
     ] {
         let model = model(head, tuning);
-        let off =
-            difference(&predict(&model, &images, 1)[0], &predict(&model, &backwards, 1)[0]);
+        let off = difference(&predict(&model, &images, 1)[0], &predict(&model, &backwards, 1)[0]);
         assert_eq!(off < 1e-5, blind, "{head} with {tuning}: {off}");
     }
     Ok(())
@@ -98,6 +97,9 @@ fn a_transformer_for_other_clips_says_so() -> Result<()> {
     let size = (32, 32);
     let meta = ImageMeta { name: String::new(), original: size, input: size, flipped: false };
     let error = model.predict(&normal(&[3, 3, 32, 32], 1)?, &[meta]).unwrap_err().to_string();
-    assert!(error.contains("`head.temporal_transformer.frames` is 4, but the clips have 3"), "{error}");
+    assert!(
+        error.contains("`head.temporal_transformer.frames` is 4, but the clips have 3"),
+        "{error}"
+    );
     Ok(())
 }

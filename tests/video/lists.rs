@@ -46,7 +46,12 @@ fn shown(images: &candle_core::Tensor) -> Vec<usize> {
 
 #[test]
 fn lists_of_every_kind_are_read() {
-    let lists = ["a 0\nb 2\nc d 1\n", "a,0\nb,2\nc d,1", "path,label\n\"a\",x\nb,z\n\nc d,y\r\n", "a\t0\nb\t2\nc d\t1"];
+    let lists = [
+        "a 0\nb 2\nc d 1\n",
+        "a,0\nb,2\nc d,1",
+        "path,label\n\"a\",x\nb,z\n\nc d,y\r\n",
+        "a\t0\nb\t2\nc d\t1",
+    ];
     for list in lists {
         let folder = set(list);
         let set = data::video(&split(&folder, "sampling: { uniform: {} }")).unwrap();
@@ -61,7 +66,11 @@ fn lists_of_every_kind_are_read() {
 fn something_something_lists_are_read() {
     let folder = set("");
     let path = |name: &str| folder.path().join(name);
-    std::fs::write(path("labels.json"), r#"{"Holding something": "1", "Moving something up": "0"}"#).unwrap();
+    std::fs::write(
+        path("labels.json"),
+        r#"{"Holding something": "1", "Moving something up": "0"}"#,
+    )
+    .unwrap();
     let list = r#"[{"id": "a", "label": "holding a cup", "template": "Holding [something]", "placeholders": ["a cup"]},
                    {"id": 7, "template": "Moving [something] up"}]"#;
     std::fs::write(path("train.json"), list).unwrap();
@@ -70,8 +79,11 @@ fn something_something_lists_are_read() {
     config.classes = rescatter::config::ClassNames::File(path("labels.json"));
     let classes = data::video::class_names(&config).unwrap();
     assert_eq!(classes, ["Moving something up", "Holding something"]);
-    let entries: Vec<_> =
-        data::video::read_list(&config, &classes).unwrap().into_iter().map(Result::unwrap).collect();
+    let entries: Vec<_> = data::video::read_list(&config, &classes)
+        .unwrap()
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
     assert_eq!(entries[0], data::video::Entry { path: "a.webm".into(), label: 1 });
     assert_eq!(entries[1], data::video::Entry { path: "7.webm".into(), label: 0 });
 }
@@ -139,7 +151,8 @@ fn a_training_clip_depends_on_its_number_alone_and_its_frames_move_together() {
     for batch in Loader::new(set, LoaderOptions::default()).unwrap().take(20) {
         let batch = batch.unwrap();
         *flipped.entry(batch.metas[0].flipped).or_insert(0) += 1;
-        let images = if batch.metas[0].flipped { batch.images.flip(&[3]).unwrap() } else { batch.images };
+        let images =
+            if batch.metas[0].flipped { batch.images.flip(&[3]).unwrap() } else { batch.images };
         // Each place lies in its segment of three frames, in order: so no frame was mirrored by itself.
         let numbers = shown(&images);
         assert!(numbers.iter().enumerate().all(|(i, number)| number / 3 == i), "{numbers:?}");

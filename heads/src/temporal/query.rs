@@ -85,7 +85,8 @@ impl QueryPool {
             let (batch, tokens, _) = x.dims3()?;
             x.reshape((batch, tokens, self.heads, dim / self.heads))?.transpose(1, 2) // [B, H, N, C/H]
         };
-        let q = split(ops::linear(&normed(&self.query, &self.norm_q)?, &self.q.0, Some(&self.q.1))?)?;
+        let q =
+            split(ops::linear(&normed(&self.query, &self.norm_q)?, &self.q.0, Some(&self.q.1))?)?;
         let k = split(ops::linear(&normed(&x, &self.norm_k)?, &self.k, None)?)?;
         let v = split(ops::linear(&normed(&x, &self.norm_v)?, &self.v.0, Some(&self.v.1))?)?;
         let q = q.broadcast_as((batch, self.heads, 1, dim / self.heads))?;

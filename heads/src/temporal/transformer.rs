@@ -52,11 +52,7 @@ impl ClipTransformer {
     ///
     /// # Errors
     /// If a size is 0, the heads do not divide the width, or the parameters exist with other shapes.
-    pub fn new(
-        config: &TemporalTransformerConfig,
-        channels: usize,
-        scope: &Scope,
-    ) -> Result<Self> {
+    pub fn new(config: &TemporalTransformerConfig, channels: usize, scope: &Scope) -> Result<Self> {
         let TemporalTransformerConfig { frames, cells, dim, depth, num_heads, .. } = *config;
         if [frames, cells[0], cells[1], dim, depth, num_heads].contains(&0) {
             bail!("`head.temporal_transformer`: every size must be at least 1");

@@ -129,8 +129,7 @@ impl VideoPredictor {
         let inputs = images.iter().map(|image| Ok(input(&self.pipeline, image)?.0));
         let clip = Tensor::cat(&inputs.collect::<Result<Vec<_>>>()?, 0)?;
         let on_device = clip.to_device(self.model.params.device())?;
-        let features =
-            self.model.backbone.forward_clips(&on_device, frames.len(), &Pass::Infer)?;
+        let features = self.model.backbone.forward_clips(&on_device, frames.len(), &Pass::Infer)?;
         kept.count(&features.kept)?;
         let logits = self.model.head.predict(&features, &[])?.remove(0);
         let token_maps = worked_grids(&features)?;

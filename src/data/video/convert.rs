@@ -1,5 +1,8 @@
 //! From decoded frames to upright RGB images.
-#![allow(unsafe_code, reason = "colour matrices have no safe wrapper; each block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "colour matrices have no safe wrapper; each block says why it is sound"
+)]
 
 use image::{RgbImage, imageops};
 use video_rs::ffmpeg::codec::packet::side_data;
@@ -104,7 +107,8 @@ impl Converter {
         scaler.run(frame, &mut rgb).map_err(|e| format!("has frames of an odd kind: {e}"))?;
         let (row, stride) = (3 * width as usize, rgb.stride(0));
         let lines = rgb.data(0).chunks(stride.max(1)).take(height as usize);
-        let pixels: Vec<u8> = lines.flat_map(|line| &line[..row.min(line.len())]).copied().collect();
+        let pixels: Vec<u8> =
+            lines.flat_map(|line| &line[..row.min(line.len())]).copied().collect();
         let image = RgbImage::from_raw(width, height, pixels)
             .ok_or("has a frame with too few pixels".to_owned())?;
         Ok(self.rotation.apply(image))
@@ -114,8 +118,10 @@ impl Converter {
 fn scaler(shape: &Shape, (width, height): (u32, u32)) -> Result<Context, String> {
     let (from, to) = (shape.format, format::Pixel::RGB24);
     let (w, h) = shape.size;
-    let mut scaler = Context::get(from, w, h, to, width, height, Flags::BILINEAR)
-        .map_err(|_| format!("has frames of the pixel format {from:?}, which cannot be converted"))?;
+    let mut scaler =
+        Context::get(from, w, h, to, width, height, Flags::BILINEAR).map_err(|_| {
+            format!("has frames of the pixel format {from:?}, which cannot be converted")
+        })?;
     let (matrix, full_range) = shape.colours;
     // SAFETY: the context was just made; the tables are ffmpeg's own and live as long as the program. What is not YUV
     // refuses the call and needs none.

@@ -69,12 +69,12 @@ fn entries_of_lines(config: &VideoListConfig, classes: &[String]) -> Result<Vec<
         if line.is_empty() || (number == 0 && is_heading(line)) {
             continue;
         }
-        let fail = |reason: String| {
-            Error::file(&config.file, format!("line {}: {reason}", number + 1))
-        };
+        let fail =
+            |reason: String| Error::file(&config.file, format!("line {}: {reason}", number + 1));
         let Some((path, label)) = split(line) else {
-            entries.push(Err(fail(format!("`{line}` is not `path label`"))
-                .with_hint("each line names a clip and its label, with a blank or a comma between")));
+            entries.push(Err(fail(format!("`{line}` is not `path label`")).with_hint(
+                "each line names a clip and its label, with a blank or a comma between",
+            )));
             continue;
         };
         let known = match label.parse::<u32>() {
@@ -94,8 +94,7 @@ fn entries_of_lines(config: &VideoListConfig, classes: &[String]) -> Result<Vec<
 }
 
 fn split(line: &str) -> Option<(&str, &str)> {
-    let (path, label) =
-        line.rsplit_once(',').or_else(|| line.rsplit_once(char::is_whitespace))?;
+    let (path, label) = line.rsplit_once(',').or_else(|| line.rsplit_once(char::is_whitespace))?;
     let (path, label) = (path.trim().trim_matches('"'), label.trim().trim_matches('"'));
     (!path.is_empty() && !label.is_empty()).then_some((path, label))
 }
@@ -118,7 +117,12 @@ fn names_of_json(path: &Path) -> Result<Vec<String>> {
         let slot = number.and_then(|number| names.get_mut(number as usize));
         match slot {
             Some(slot @ None) => *slot = Some(name.clone()),
-            _ => return Err(wrong(format!("`{name}` has no number of its own below {}", map.len()))),
+            _ => {
+                return Err(wrong(format!(
+                    "`{name}` has no number of its own below {}",
+                    map.len()
+                )));
+            }
         }
     }
     Ok(names.into_iter().flatten().collect())

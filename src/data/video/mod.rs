@@ -4,6 +4,8 @@
 //! through the transforms with the same random numbers.
 
 #[cfg(feature = "video")]
+mod container;
+#[cfg(feature = "video")]
 mod convert;
 #[cfg_attr(not(feature = "video"), path = "undecoded.rs")]
 mod decode;
@@ -109,8 +111,7 @@ impl VideoList {
             crops => number as f64 / (crops - 1) as f64,
         };
         let clips = sampling::fixed_clips(sampling, frames, length, views.clips);
-        let views =
-            clips.iter().flat_map(|clip| (0..views.crops).map(|n| (clip.clone(), crop(n))));
+        let views = clips.iter().flat_map(|clip| (0..views.crops).map(|n| (clip.clone(), crop(n))));
         views.collect()
     }
 }

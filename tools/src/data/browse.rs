@@ -146,17 +146,16 @@ fn classification_tiles(
     let mut tiles = Vec::new();
     for batch in Loader::new(set, options)?.take(count) {
         let batch = batch?;
-        tiles.push((pixels.of_image(&batch.images.get(0)?)?, names[batch.targets[0] as usize].clone()));
+        tiles.push((
+            pixels.of_image(&batch.images.get(0)?)?,
+            names[batch.targets[0] as usize].clone(),
+        ));
     }
     Ok((tiles, None))
 }
 
 /// A strip of frames per clip; the views of a validation video follow each other.
-fn video_tiles(
-    split: &SplitConfig,
-    options: LoaderOptions,
-    count: usize,
-) -> anyhow::Result<Tiles> {
+fn video_tiles(split: &SplitConfig, options: LoaderOptions, count: usize) -> anyhow::Result<Tiles> {
     let set = match options.mode {
         Mode::Train => data::video(split)?,
         Mode::Evaluate => data::video_for_evaluation(split)?,

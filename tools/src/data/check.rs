@@ -294,7 +294,8 @@ fn grow(range: &mut Option<[usize; 2]>, value: usize) {
 fn print(report: &Report) {
     let span =
         |range: Option<[usize; 2]>| range.map_or("-".into(), |[low, high]| format!("{low}-{high}"));
-    let frames = report.frames.map_or(String::new(), |frames| format!(" of {} frames", span(Some(frames))));
+    let frames =
+        report.frames.map_or(String::new(), |frames| format!(" of {} frames", span(Some(frames))));
     println!(
         "{}: {} {}{frames}, width {}, height {}",
         report.split,

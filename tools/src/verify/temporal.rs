@@ -13,10 +13,8 @@ pub(super) fn head(fixture: &Fixture) -> Result<Option<Outputs>> {
     let (dim, classes): (usize, usize) = (fixture.hyper("dim")?, fixture.hyper("num_classes")?);
     let store = Fixture::store();
     let (norm, head) = (store.root().pp("norm"), store.root().pp("head"));
-    let norm = [
-        norm.param("weight", dim, Init::Const(1.0))?,
-        norm.param("bias", dim, Init::Const(0.0))?,
-    ];
+    let norm =
+        [norm.param("weight", dim, Init::Const(1.0))?, norm.param("bias", dim, Init::Const(0.0))?];
     let pool = QueryPool::new(dim, fixture.hyper("heads")?, &store.root())?;
     let head = [
         head.param("weight", (classes, dim), Init::Const(0.0))?,

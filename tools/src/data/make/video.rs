@@ -42,7 +42,8 @@ pub(super) fn make(args: &Args) -> anyhow::Result<()> {
         [("train.txt", &lists[0]), ("val.txt", &lists[1]), ("classes.txt", &classes)]
     {
         let path = args.output.join(file);
-        std::fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
+        std::fs::write(&path, text)
+            .with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     Ok(())
 }
