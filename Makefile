@@ -1,6 +1,7 @@
-# One build serves the tests, the demo and the binary: the same profile, the same features.
+# One build serves the tests, the demo and the binary: the same profile, the same features. Those are asked for when a recipe
+# runs, so that `make setup VIDEO=1` counts.
 CARGO ?= cargo
-BUILD  = $(CARGO) build --release --workspace --all-targets --locked
+BUILD  = $(CARGO) build --release --workspace --all-targets --locked $$(tools/features.sh)
 
 .PHONY: help setup build demo test lint
 
@@ -8,10 +9,10 @@ help:
 	@echo "make demo    install what is missing, build, and go from nothing to segmented pictures"
 	@echo "make test    build and run every test; ends with a line per skipped test"
 	@echo "make lint    formatting, clippy and documentation, warnings as errors"
-	@echo "make setup   install what a fresh Debian machine lacks"
+	@echo "make setup   install what a fresh Debian machine lacks; with VIDEO=1 also ffmpeg, to read video files"
 
 setup:
-	@tools/setup.sh
+	@VIDEO=$(VIDEO) tools/setup.sh
 
 build: setup
 	@tools/with-cargo.sh $(BUILD)

@@ -377,7 +377,10 @@ train: {{ iterations: 1, batch_size: 1 }}"
     #[test]
     fn predictions_skip_and_say_so() -> Result<()> {
         let model = model("{ variant: mlp, inference: { top_k: 0.25 } }", "{}");
-        let (labels, kept) = model.predict(&normal(&[2, 3, 16, 16], 3), &[])?;
+        let size = (16, 16);
+        let meta = ImageMeta { name: String::new(), original: size, input: size, flipped: false };
+        let metas = [meta.clone(), meta];
+        let (labels, kept) = model.predict(&normal(&[2, 3, 16, 16], 3), &metas)?;
         assert_eq!((labels.len(), kept.per_layer()?), (2, vec![0.25; 3]));
         Ok(())
     }

@@ -18,3 +18,11 @@ mod decoding;
 mod heads;
 #[path = "video/lists.rs"]
 mod lists;
+#[path = "video/real.rs"]
+mod real;
+
+#[cfg(not(feature = "video"))]
+#[test]
+fn video_files() {
+    println!("skipped: decoding of video files because ffmpeg's libraries are not installed");
+}

@@ -3,5 +3,7 @@
 set -euo pipefail
 
 cargo fmt --all --check
-cargo clippy --release --workspace --all-targets --locked -- -D warnings
-RUSTDOCFLAGS=-Dwarnings cargo doc --release --workspace --no-deps --locked
+# shellcheck disable=SC2046  # no word or two
+cargo clippy --release --workspace --all-targets --locked $(tools/features.sh) -- -D warnings
+# shellcheck disable=SC2046
+RUSTDOCFLAGS=-Dwarnings cargo doc --release --workspace --no-deps --locked $(tools/features.sh)

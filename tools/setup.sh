@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what a fresh Debian machine lacks to build Rescatter: a C linker and the Rust toolchain. Does nothing twice.
+# Installs what a fresh Debian machine lacks to build Rescatter: a C linker and the Rust toolchain; with VIDEO=1 also ffmpeg
+# and the headers of its libraries. Does nothing twice.
 set -euo pipefail
 
 as_root() {
@@ -12,6 +13,10 @@ as_root() {
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v cargo >/dev/null || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] || command -v curl >/dev/null || missing+=(curl ca-certificates)
+if [ -n "${VIDEO:-}" ] && { [ -z "$(tools/features.sh)" ] || ! command -v ffmpeg >/dev/null; }; then
+    missing+=(ffmpeg libavcodec-dev libavformat-dev libavutil-dev libavfilter-dev libavdevice-dev libswscale-dev
+        libswresample-dev libclang-dev pkg-config)
+fi
 if [ ${#missing[@]} -gt 0 ]; then
     as_root apt-get update -qq
     as_root apt-get install -y -qq "${missing[@]}"

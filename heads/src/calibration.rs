@@ -1,13 +1,13 @@
 //! Thresholds for a budget, from training images as evaluation would show them.
 
 use candle_core::{Device, Tensor};
-use rescatter::Result;
 use rescatter::backbone::Vit;
-use rescatter::config::{EvalMode, Inference, SplitConfig, Task};
-use rescatter::data::{self, Dataset};
+use rescatter::config::{EvalMode, Inference, OnError, SplitConfig, Task};
+use rescatter::data::{self, Dataset, Sample};
 use rescatter::dispatch::calibrate_clips;
 use rescatter::engine::checkpoint::Thresholds;
 use rescatter::rng::{Purpose, Rng};
+use rescatter::{Error, Result};
 
 use crate::{Config, TaskModel};
 
@@ -96,6 +96,23 @@ fn without_transforms(split: &SplitConfig) -> SplitConfig {
     SplitConfig { concat, transforms: Vec::new(), ..split.clone() }
 }
 
+/// The sample at `start`, or the next one where it is broken and such are skipped.
+fn first_whole<T: Send + 'static>(
+    set: &dyn Dataset<Target = T>,
+    start: usize,
+    rng: &Rng,
+) -> Result<Sample<T>> {
+    let mut first = None;
+    for index in (start..set.len()).chain(0..start) {
+        match set.get(index, &mut rng.stream(Purpose::Augment, index as u64, 0)) {
+            Ok(sample) => return Ok(sample),
+            Err(error) if set.on_error(index) == OnError::Stop => return Err(error),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first.unwrap_or_else(|| Error::usage("the training set has no samples")))
+}
+
 fn spread<T: Send + 'static>(
     set: &dyn Dataset<Target = T>,
     count: usize,
@@ -105,8 +122,7 @@ fn spread<T: Send + 'static>(
     let rng = Rng::new(config.seed);
     let count = count.min(set.len());
     let image = |i: usize| {
-        let index = i * set.len() / count;
-        let sample = set.get(index, &mut rng.stream(Purpose::Augment, index as u64, 0))?;
+        let sample = first_whole(set, i * set.len() / count, &rng)?;
         let (c, h, w) = sample.image.dim();
         let image =
             Tensor::from_iter(sample.image.iter().copied(), device)?.reshape((c / 3, 3, h, w))?;

@@ -80,6 +80,8 @@ pub struct Loader<T: Send + 'static> {
     /// Read, but of another size than the batch before it.
     pending: Option<(u64, Sample<T>)>,
     skipped: Skipped,
+    /// The epoch that the last sample belongs to, and how many were left out in it.
+    epoch: (u64, u64),
     waited: Duration,
     failed: bool,
 }
@@ -109,6 +111,7 @@ impl<T: Send + 'static> Loader<T> {
             next: 0,
             pending: None,
             skipped: Skipped::new(),
+            epoch: (0, 0),
             waited: Duration::ZERO,
             failed: false,
         };
@@ -173,6 +176,7 @@ impl<T: Send + 'static> Loader<T> {
                 self.queue.take(self.next)
             };
             self.next += 1;
+            self.count_left_out(&outcome);
             for message in outcome.skipped {
                 let times = self.skipped.entry(message).or_insert(0);
                 *times += 1;
@@ -183,6 +187,25 @@ impl<T: Send + 'static> Loader<T> {
                 Err(error) => return Some(Err(error)),
             }
         }
+    }
+}
+
+impl<T: Send + 'static> Loader<T> {
+    /// Says at the end of an epoch of training how many samples were left out in it.
+    fn count_left_out(&mut self, outcome: &Outcome<T>) {
+        if self.plan.options.mode == Mode::Evaluate {
+            return;
+        }
+        let epoch = outcome.sample / self.plan.set.len() as u64;
+        if let (before, left_out @ 1..) = self.epoch
+            && before < epoch
+        {
+            tracing::warn!("epoch {}: {left_out} broken samples were left out", before + 1);
+        }
+        if self.epoch.0 != epoch {
+            self.epoch = (epoch, 0);
+        }
+        self.epoch.1 += outcome.skipped.len() as u64;
     }
 }
 

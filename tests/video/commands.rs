@@ -52,7 +52,9 @@ fn clips_are_made_checked_trained_on_evaluated_and_predicted() {
 
     let told = sandbox.succeeds("eval run --json");
     let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
-    assert_eq!((&told["top1"], &told["kept"]), (&results["top1"], &results["kept"]));
+    assert_eq!(told["top1"], results["top1"]);
+    let kept = |found: &serde_json::Value| found["kept"].as_f64().unwrap();
+    assert!((kept(&told) - kept(&results)).abs() < 1e-6, "{told}");
 
     let list = std::fs::read_to_string(sandbox.path("moving/val.txt")).unwrap();
     let clip = list.split(' ').next().unwrap();
@@ -71,17 +73,16 @@ fn clips_are_made_checked_trained_on_evaluated_and_predicted() {
 }
 
 #[test]
-fn a_resumed_training_on_clips_is_the_same() {
+fn the_number_of_workers_changes_nothing() {
     let sandbox = sandbox();
     sandbox.succeeds("train clips.yaml --run whole");
-    sandbox.succeeds(
-        "train clips.yaml --run again --threads 1 data.workers=0 train.checkpoint_every=1",
+    sandbox.succeeds("train clips.yaml --run alone data.workers=0");
+    assert_eq!(
+        sandbox.tensors("whole/last.safetensors"),
+        sandbox.tensors("alone/last.safetensors")
     );
-    let (a, b) =
-        (sandbox.tensors("whole/last.safetensors"), sandbox.tensors("again/last.safetensors"));
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     sandbox.succeeds("flops clips.yaml --json");
-    sandbox.succeeds("bench run --repeat 1 --json");
+    sandbox.succeeds("bench whole --repeat 1 --json");
 }
 
 #[test]

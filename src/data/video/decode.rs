@@ -19,6 +19,7 @@ use video_rs::ffmpeg::error::EAGAIN;
 use video_rs::ffmpeg::format::stream::Disposition;
 use video_rs::ffmpeg::{self, Dictionary, Packet, codec, ffi, format, frame, media};
 
+use super::container;
 use super::convert::{Converter, Rotation};
 use super::index::{self, Index, Run};
 use crate::{Error, Result};
@@ -49,11 +50,9 @@ impl VideoFile {
     /// # Errors
     /// If it is no video, holds no frame, or ends early.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        if std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len() == 0 {
-            return Err(Error::file(path, "the file is empty"));
-        }
+        check_length(path)?;
         let mut input = open_input(path)?;
-        let (stream, tick, start_rotation) = video_stream(&input)
+        let (stream, tick, rotation) = video_stream(&input)
             .ok_or_else(|| Error::file(path, "the file holds no video (sound alone?)"))?;
         ignore_other_streams(&mut input, stream);
         let index = Index::new(scan(path, &mut input, stream)?);
@@ -67,7 +66,7 @@ impl VideoFile {
             None => frame as f64,
         };
         let times = (0..index.len()).map(seconds).collect();
-        Ok(Self { path: path.into(), input, stream, index, times, rotation: start_rotation })
+        Ok(Self { path: path.into(), input, stream, index, times, rotation })
     }
 
     /// Seconds from the first frame to each.
@@ -250,6 +249,22 @@ impl Sought {
 
     fn is_empty(&self) -> bool {
         self.frames.is_empty()
+    }
+}
+
+/// Refuses a file that is empty, or shorter than it says.
+fn check_length(path: &Path) -> Result<()> {
+    let unread = |e| Error::io("read", path, e);
+    let length = std::fs::metadata(path).map_err(unread)?.len();
+    if length == 0 {
+        return Err(Error::file(path, "the file is empty"));
+    }
+    match container::promised_bytes(path).map_err(unread)? {
+        Some(promised) if length < promised => {
+            let reason = format!("the video is truncated: {length} of {promised} bytes are there");
+            Err(Error::file(path, reason))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -89,17 +89,14 @@ impl Index {
 mod tests {
     use super::*;
 
-    fn packet(pts: i64, dts: i64, key: bool) -> Packet {
-        Packet { pts: Some(pts), dts: Some(dts), key, shown: true }
+    fn key(pts: i64, dts: i64) -> Packet {
+        Packet { pts: Some(pts), dts: Some(dts), key: true, shown: true }
     }
 
     /// I P B B | I B B P: the second group's B frames are shown before its I frame (an open group).
     fn open_group() -> Vec<Packet> {
-        let pts = [0, 3, 1, 2, 6, 4, 5, 7];
-        pts.iter()
-            .enumerate()
-            .map(|(i, &pts)| packet(pts, i as i64 - 2, i == 0 || i == 4))
-            .collect()
+        let pts = [0, 3, 1, 2, 6, 4, 5, 7].into_iter().enumerate();
+        pts.map(|(i, pts)| Packet { key: i == 0 || i == 4, ..key(pts, i as i64 - 2) }).collect()
     }
 
     #[test]
@@ -113,7 +110,7 @@ mod tests {
     fn runs_begin_where_everything_needed_follows() {
         let index = Index::new(open_group());
         let runs = |wanted: &[usize]| index.runs(&wanted.iter().copied().collect());
-        let second = Some(packet(6, 2, true));
+        let second = Some(key(6, 2));
         assert_eq!(runs(&[7]), [Run { start: second, frames: vec![7] }]);
         // Frames 4 and 5 follow the second key in the file but are shown before it.
         assert_eq!(runs(&[1, 4, 5]), [Run { start: None, frames: vec![1, 4, 5] }]);
@@ -129,7 +126,7 @@ mod tests {
         assert_eq!((index.len(), index.pts(0), index.pts(2)), (3, Some(4), Some(7)));
         assert_eq!(
             index.runs(&BTreeSet::from([2]))[0].start,
-            Some(Packet { shown: false, ..packet(6, 2, true) })
+            Some(Packet { shown: false, ..key(6, 2) })
         );
     }
 

@@ -4,6 +4,8 @@
 //! through the transforms with the same random numbers.
 
 #[cfg(feature = "video")]
+mod container;
+#[cfg(feature = "video")]
 mod convert;
 #[cfg_attr(not(feature = "video"), path = "undecoded.rs")]
 mod decode;
