@@ -5,6 +5,7 @@ mod predictor;
 use candle_core::Tensor;
 use rescatter::Result;
 use rescatter::head::ImageMeta;
+use rescatter::metrics;
 use rescatter::model::Model;
 use serde::Serialize;
 
@@ -47,13 +48,11 @@ impl VideoResult {
 pub fn best(logits: &[f32]) -> Vec<Guess> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-    let guess = |&class: &usize| Guess {
+    let guess = |class: usize| Guess {
         class: class as u32,
         probability: (logits[class] - largest).exp() / total,
     };
-    order.iter().take(NAMED).map(guess).collect()
+    metrics::best(logits, NAMED).into_iter().map(guess).collect()
 }
 
 /// The mean of each class's logit over several views.
