@@ -12,6 +12,7 @@ mod mlp;
 mod patch_embed;
 mod pos_embed;
 pub mod pyramid;
+mod roles;
 mod trunk;
 mod vit;
 

@@ -139,3 +139,22 @@ impl Trunks {
         all.to_dtype(candle_core::DType::F32)?.to_vec1()
     }
 }
+
+/// The weights and the pass that a forward pass runs with. Where tasks were added, everything else is as at inference:
+/// what they are trained on is what they will see, and nothing of it needs a gradient.
+pub(super) struct Form<'a> {
+    pub(super) trunk: Arc<Trunk>,
+    pub(super) pass: Pass<'a>,
+    pub(super) added: Option<AddedTasks>,
+}
+
+impl<'a> Form<'a> {
+    pub(super) fn new(trunks: &Trunks, pass: &Pass<'a>) -> Result<Self> {
+        let Some(tasks) = &trunks.trained().added else {
+            return Ok(Self { trunk: trunks.of(pass)?, pass: *pass, added: None });
+        };
+        let tasks = if pass.tracks() { tasks.clone() } else { tasks.detached() };
+        let pass = if let Pass::Complete(_) = pass { *pass } else { Pass::Infer };
+        Ok(Self { trunk: trunks.inference()?, pass, added: Some(tasks) })
+    }
+}

@@ -7,9 +7,10 @@ use candle_core::{Result, Tensor, bail};
 use super::block::Block;
 use super::layers::{NORM_EPS, layer_norm};
 use super::patch_embed::PatchEmbed;
-use super::trunk::{Trunk, Trunks};
+use super::roles::Roles;
+use super::trunk::{Form, Trunk, Trunks};
 use super::{Dims, Features, Pass, TokenGrid, resize_pos_embed};
-use crate::config::{BackboneConfig, BackboneTuning, DispatchConfig, Inference, TuningConfig};
+use crate::config::{BackboneConfig, DispatchConfig, Inference, TuningConfig};
 use crate::dispatch::{KeptStats, Selector};
 use crate::head::FeatureSpec;
 use crate::ops;
@@ -293,59 +294,6 @@ impl Vit {
     }
 }
 
-/// Which of the pretrained weights are trained.
-struct Roles<'a> {
-    tuning: BackboneTuning,
-    depth: usize,
-    base: &'a Scope<'a>,
-}
-
-impl<'a> Roles<'a> {
-    fn new(tuning: BackboneTuning, depth: usize, base: &'a Scope<'a>) -> Self {
-        Self { tuning, depth, base }
-    }
-
-    /// For what precedes the blocks.
-    fn embedding(&self) -> Scope<'a> {
-        match self.tuning {
-            BackboneTuning::Frozen | BackboneTuning::Partial(_) => self.base.frozen(),
-            BackboneTuning::Bitfit => self.base.frozen().with_trainable_biases(),
-            BackboneTuning::Full => self.base.trainable(),
-        }
-    }
-
-    fn block(&self, index: usize) -> Scope<'a> {
-        match self.tuning {
-            BackboneTuning::Partial(last) if index + last >= self.depth => self.base.trainable(),
-            _ => self.embedding(),
-        }
-    }
-
-    /// For the final norm, which goes with the last block.
-    fn norm(&self) -> Scope<'a> {
-        self.block(self.depth - 1)
-    }
-}
-
-/// The weights and the pass that a forward pass runs with. Where tasks were added, everything else is as at inference:
-/// what they are trained on is what they will see, and nothing of it needs a gradient.
-struct Form<'a> {
-    trunk: Arc<Trunk>,
-    pass: Pass<'a>,
-    added: Option<AddedTasks>,
-}
-
-impl<'a> Form<'a> {
-    fn new(trunks: &Trunks, pass: &Pass<'a>) -> Result<Self> {
-        let Some(tasks) = &trunks.trained().added else {
-            return Ok(Self { trunk: trunks.of(pass)?, pass: *pass, added: None });
-        };
-        let tasks = if pass.tracks() { tasks.clone() } else { tasks.detached() };
-        let pass = if let Pass::Complete(_) = pass { *pass } else { Pass::Infer };
-        Ok(Self { trunk: trunks.inference()?, pass, added: Some(tasks) })
-    }
-}
-
 /// Images `[B·T, 3, H, W]`, the T frames of a clip adjacent.
 #[derive(Clone, Copy)]
 struct Clips<'a> {
@@ -390,7 +338,7 @@ fn cropped(x: &Tensor, padded: (usize, usize), grid: (usize, usize)) -> Result<T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AdapterConfig, Placement, Variant};
+    use crate::config::{AdapterConfig, BackboneTuning, Placement, Variant};
     use crate::params::{ParamStore, Role};
     use candle_core::{DType, Device};
 

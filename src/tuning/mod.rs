@@ -1,8 +1,9 @@
 //! What is trained: the parts that tuning methods add to a backbone, one file per method.
 //!
 //! A block owns a [`BlockTuning`] and asks it where methods act: for its weights (LoRA, RLRR, SSF, (IA)³), for its tokens
-//! (prompts, adapter over time), for its attention (memory) and beside or after each part that is dispatched (adapters). What acts once per
-//! image is in [`EmbeddingTuning`]. Which pretrained weights are trained themselves is a matter of their roles.
+//! (prompts, adapter over time), for its attention (memory) and beside or after each part that is dispatched (adapters).
+//! What acts once per image is in `EmbeddingTuning`. Which pretrained weights are trained themselves is a matter of their
+//! roles.
 
 use candle_core::{Result, Tensor};
 
