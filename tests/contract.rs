@@ -347,7 +347,7 @@ fn every_tuning_method_works_with_every_head() {
             let what = format!("{method} with {head} and dispatch {variant}");
             match (model(), model()) {
                 (TaskModel::Classification(a), TaskModel::Classification(b)) => {
-                    is_trained_alone([a, b], vec![0, 2], &what);
+                    is_trained_alone([a, b], vec![0.into(), 2.into()], &what);
                 }
                 (TaskModel::Segmentation(a), TaskModel::Segmentation(b)) => {
                     is_trained_alone([a, b], label_maps(), &what);

@@ -72,7 +72,10 @@ impl Plan {
         }
         if let Some(method) = self.methods.iter().find(|m| m.lines().len() < m.overrides.len()) {
             let name = &method.name;
-            return Err(Error::file(path, format!("`{name}` has an override that is no key with a value")));
+            return Err(Error::file(
+                path,
+                format!("`{name}` has an override that is no key with a value"),
+            ));
         }
         match self.methods.iter().find(|method| self.seeds(method).is_empty()) {
             Some(method) => Err(Error::file(path, format!("`{}` has no seed", method.name))),
@@ -155,7 +158,9 @@ mod tests {
 
     #[test]
     fn every_method_seed_and_task_is_a_run_of_its_own() {
-        let plan = plan("[{ name: DyT r = 0.5 }, { name: LoRA, seeds: [7], overrides: { a.b: { c: [1, x] } } }]");
+        let plan = plan(
+            "[{ name: DyT r = 0.5 }, { name: LoRA, seeds: [7], overrides: { a.b: { c: [1, x] } } }]",
+        );
         let plan = plan.unwrap();
         let places = |tasks: &[Option<VtabTask>]| -> Vec<String> {
             let jobs = plan.jobs(tasks, &["b=2".into()]).into_iter();
