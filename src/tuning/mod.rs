@@ -2,7 +2,7 @@
 //!
 //! A block owns a [`BlockTuning`] and asks it where methods act: for its weights (LoRA, RLRR, SSF, (IA)³), for its tokens
 //! (prompts), for its attention (memory) and beside or after the MLP (adapters). What acts once per image is in
-//! [`EmbeddingTuning`]. Which pretrained weights are trained themselves is a matter of their roles.
+//! `EmbeddingTuning`. Which pretrained weights are trained themselves is a matter of their roles.
 
 use candle_core::{Result, Tensor};
 
