@@ -30,9 +30,8 @@ fn a_run_counts_epochs_and_reports_every_class() {
     assert!(config.contains("iterations: 6") && config.contains("warmup_iters: 2"), "{config}");
     assert!(!config.contains("epochs"), "{config}");
     sandbox.succeeds(&format!("train classify.yaml --run run {epochs} --resume"));
-    let backbone = results["trainable_backbone_parameters"].as_u64().unwrap();
     // Two classes from 16 channels.
-    assert_eq!(results["trainable_parameters"].as_u64().unwrap() - backbone, 2 * 17);
+    assert_eq!(results["trained"]["head"], 2 * 17);
 
     let output = sandbox.succeeds("eval run --json");
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -73,11 +72,11 @@ fn an_augmented_run_is_the_same_for_any_workers_and_after_a_stop() {
     sandbox.succeeds("train classify.yaml --run plain train.iterations=6 train.log_every=1");
     assert_ne!(ce, losses(&sandbox, "plain"));
     let refused = sandbox.fails(
-        "train classify.yaml --run no data.val.transforms=[{rand_augment:{}},{normalize:{}}]",
+        "train classify.yaml --run no data.val.transforms=[{\"rand_augment\":{}},{\"normalize\":{}}]",
     );
     assert!(refused.contains("`rand_augment` is random"), "{refused}");
     let refused = sandbox.fails(
-        "train segment.yaml --run no data.train.transforms=[{rand_augment:{}},{normalize:{}}]",
+        "train segment.yaml --run no data.train.transforms=[{\"rand_augment\":{}},{\"normalize\":{}}]",
     );
     assert!(
         refused.contains("`rand_augment` moves pixels where labels cannot follow"),
@@ -101,7 +100,8 @@ fn a_linear_probe_on_cached_features_is_the_same_probe() {
         let (slow, fast) = (losses(&sandbox, pool), losses(&sandbox, &cached));
         let near = slow.iter().zip(&fast).all(|(a, b)| (a - b).abs() < 1e-4 * a.abs());
         assert!(slow.len() == 20 && fast.len() == 20 && near, "{slow:?} {fast:?}");
-        assert!(slow[19] < slow[0], "{slow:?}");
+        let sum = |losses: &[f64]| losses.iter().sum::<f64>();
+        assert!(sum(&slow[15..]) < sum(&slow[..5]), "{slow:?}");
     }
     let refused = sandbox.fails("train classify.yaml --run no train.cache_features=true");
     assert!(refused.contains("`train.cache_features` cannot be used"), "{refused}");

@@ -185,7 +185,7 @@ fn transforms_that_make_no_sense_are_refused() {
     assert!(refused(with(vec![])).contains("no `normalize`"));
     assert!(
         refused(with(vec![normalize(), TransformConfig::RandomFlip { prob: 0.5 }]))
-            .contains("only `pad` may follow")
+            .contains("only `random_erasing` and `pad` may follow")
     );
     assert!(
         refused(with(vec![TransformConfig::RandomFlip { prob: 1.5 }, normalize()]))

@@ -70,15 +70,19 @@ fn panel<B: DrawingBackend>(
     let x = bounds(summary.rows.iter().map(|row| (cost.of)(&row.figures)));
     let ends = |row: &Row| [score(row) - spread(row), score(row) + spread(row)];
     let y = bounds(summary.rows.iter().flat_map(ends));
+    // Not along the axis: the font does not turn.
+    let title = format!("{} in %", summary.score);
+    let style = ("sans-serif", 14).into_font().color(&BLACK);
+    area.draw(&Text::new(title, (8, 4), style))?;
     let mut chart = ChartBuilder::on(area)
         .margin(8)
+        .margin_top(26)
         .x_label_area_size(42)
         .y_label_area_size(52)
         .build_cartesian_2d(x[0]..x[1], y[0]..y[1])?;
     chart
         .configure_mesh()
         .x_desc(cost.title)
-        .y_desc(format!("{} in %", summary.score))
         .x_labels(4)
         .y_labels(6)
         .label_style(("sans-serif", 13))
@@ -102,6 +106,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> [f64; 2] {
 }
 
 fn colour(summary: &Summary, row: usize) -> RGBColor {
-    let [r, g, b] = draw::palette(summary.rows.len())[row].0;
+    // Darker than over pictures: the ground is white.
+    let [r, g, b] = draw::palette(summary.rows.len())[row].0.map(|value| value / 4 * 3);
     RGBColor(r, g, b)
 }
