@@ -45,12 +45,7 @@ pub fn budgets(model: &TaskModel, config: &Config) -> Result<Vec<Thresholds>> {
         _ => {}
     }
     let images = images(config, model.params().device())?;
-    let calibrated = |share| {
-        let values = calibrate(vit, &images, share)?;
-        // A checkpoint's JSON has no infinity.
-        let finite = |value: f32| value.clamp(f32::MIN, f32::MAX);
-        Ok(Thresholds { share, values: values.into_iter().map(finite).collect() })
-    };
+    let calibrated = |share| Ok(Thresholds { share, values: calibrate(vit, &images, share)? });
     shares.into_iter().map(calibrated).collect()
 }
 
