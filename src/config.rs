@@ -20,7 +20,7 @@ pub use data::{
     ClassNames, CocoConfig, DataConfig, ImageFolderConfig, MaskFolderConfig, OnError, SplitConfig,
 };
 pub use dispatch::{
-    DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, TauSchedule, Variant,
+    DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, TauSchedule, TomeConfig, Variant,
 };
 pub use train::{
     AdamWConfig, CosineConfig, EvalConfig, EvalMode, GroupConfig, LossConfig, OptimizerConfig,

@@ -9,7 +9,7 @@ use super::layers::{NORM_EPS, detached, layer_norm};
 use super::patch_embed::PatchEmbed;
 use super::{Dims, Features, Pass, resize_pos_embed};
 use crate::config::{BackboneConfig, BackboneTuning, DispatchConfig, Inference, TuningConfig};
-use crate::dispatch::{KeptStats, Selector};
+use crate::dispatch::{KeptStats, Selector, Site};
 use crate::head::FeatureSpec;
 use crate::ops;
 use crate::params::{Init, Scope};
@@ -48,6 +48,13 @@ impl Vit {
         let dims = Dims::new(cfg)?;
         if let Some(tap) = taps.iter().find(|&&tap| tap >= dims.depth) {
             bail!("tap {tap} is beyond the last of {} blocks (they count from 0)", dims.depth);
+        }
+        let on_grid = !taps.is_empty() || dims.window.is_some() || dims.rel_pos.is_some();
+        let sites = dispatch.variant.dispatched();
+        if dispatch.tome.is_some() && (on_grid || sites.iter().any(|&site| site != Site::Mlp)) {
+            bail!(
+                "`dispatch.tome` merges tokens by the keys of all: there are no maps, windows or skipped keys"
+            );
         }
         let scope = match tuning.backbone {
             BackboneTuning::Frozen => scope.frozen(),

@@ -2,7 +2,7 @@
 
 use super::{
     AdamWConfig, Arch, BackboneConfig, Config, DispatchConfig, EvalConfig, EvalMode, GroupConfig,
-    Inference, OptimizerConfig, ScheduleConfig, SplitConfig, TrainConfig, TransformConfig,
+    Inference, OptimizerConfig, ScheduleConfig, SplitConfig, Task, TrainConfig, TransformConfig,
 };
 use crate::dispatch::Site;
 
@@ -14,6 +14,7 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
     backbone(&config.backbone)?;
     dispatch(&config.dispatch)?;
     dispatched_places(&config.dispatch, &config.backbone)?;
+    merging(config)?;
     if let Some(adapter) = &config.tuning.adapter {
         require(adapter.bottleneck > 0, "tuning.adapter.bottleneck", "must be at least 1")?;
         require(adapter.experts > 0, "tuning.adapter.experts", "must be at least 1")?;
@@ -173,6 +174,21 @@ fn dispatched_places(config: &DispatchConfig, backbone: &BackboneConfig) -> Chec
         )),
         None => Ok(()),
     }
+}
+
+/// Merged tokens have no place in the image, and keys of skipped tokens do not exist.
+fn merging<H>(config: &Config<H>) -> Check {
+    let Some(tome) = config.dispatch.tome else { return Ok(()) };
+    require(tome.r > 0, "dispatch.tome.r", "must be at least 1")?;
+    let key = "dispatch.tome";
+    let rule = "merges tokens, which only the task `classification` can do without";
+    require(config.task == Task::Classification, key, rule)?;
+    let sites = config.dispatch.variant.dispatched();
+    let rule = "compares the keys of all tokens; it goes with `dispatch.variant` none or mlp";
+    require(sites.iter().all(|&site| site == Site::Mlp), key, rule)?;
+    let places = config.backbone.window.is_some() || config.backbone.rel_pos.is_some();
+    let rule = "leaves no grid for `backbone.window` or `backbone.rel_pos`";
+    require(!places, key, rule)
 }
 
 fn split(config: &SplitConfig, key: &str) -> Check {
