@@ -25,7 +25,7 @@ pub use data::{
     VideoListConfig, ViewsConfig, VtabConfig, VtabList,
 };
 pub use dispatch::{
-    DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, TauSchedule, Variant,
+    DispatchConfig, Inference, NoiseConfig, RateSchedule, Select, TauSchedule, TomeConfig, Variant,
 };
 pub use train::{
     AdamWConfig, CosineConfig, EvalConfig, EvalMode, GroupConfig, LossConfig, OptimizerConfig,

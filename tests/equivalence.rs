@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use rescatter::backbone::{Features, Pass, Vit};
 use rescatter::config::{
     AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, Inference, Placement,
-    RelPosConfig, Select, StAdapterConfig, TuningConfig, Variant, WindowConfig, WindowPadding,
+    RelPosConfig, Select, StAdapterConfig, TomeConfig, TuningConfig, Variant, WindowConfig,
+    WindowPadding,
 };
 use rescatter::dispatch::{calibrate, calibrate_clips};
 use rescatter::head::{StepContext, World};
@@ -362,6 +363,28 @@ fn calibration_meets_its_budget_on_clips() -> Result<()> {
     calibrate_clips(&vit, &[images(6)?], 3, 0.5)?;
     let kept = vit.forward_clips(&images(6)?, 3, &Pass::Infer)?.kept.overall()?;
     assert!((kept - 0.5).abs() <= 0.02, "budget 0.5 on clips: kept {kept}");
+    Ok(())
+}
+
+#[test]
+fn merged_tokens_are_dispatched_and_calibrated_like_others() -> Result<()> {
+    let config = |inference| DispatchConfig { tome: Some(TomeConfig { r: 7 }), ..mlp(inference) };
+    let build = |inference| -> Result<Vit> {
+        let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
+        Vit::new(&plain(), &config(inference), &TuningConfig::default(), &[], &store.root())
+    };
+    let vit = build(Inference::Threshold)?;
+    let (gathered, masked) =
+        (vit.forward(&images(3)?, &Pass::Infer)?, vit.forward(&images(3)?, &Pass::InferMasked)?);
+    // 3 + 48 tokens, 7 less in every block.
+    assert_eq!(gathered.tokens.dims(), [3, 51 - 7 * DEPTH, 48]);
+    assert_close("merged, gathered against masked", &gathered.tokens, &masked.tokens)?;
+    let alone = vit.forward(&images(3)?.narrow(0, 1, 1)?, &Pass::Infer)?;
+    assert_close("merged, alone", &alone.tokens, &gathered.tokens.narrow(0, 1, 1)?)?;
+    let vit = build(Inference::Calibrated(0.4))?;
+    calibrate(&vit, &[images(4)?], 0.4)?;
+    let kept = vit.forward(&images(4)?, &Pass::Infer)?.kept.overall()?;
+    assert!((kept - 0.4).abs() < 0.02, "{kept}");
     Ok(())
 }
 

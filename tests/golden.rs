@@ -32,6 +32,11 @@ fn the_vit_and_its_dispatch_agree_with_the_reference() {
 }
 
 #[test]
+fn token_merging_agrees_with_the_reference() {
+    verify(&["tome_"], 2);
+}
+
+#[test]
 fn windows_and_relative_positions_agree_with_the_reference() {
     verify(&["vitdet_"], 6);
 }

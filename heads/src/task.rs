@@ -96,6 +96,12 @@ impl TaskModel {
                 ));
             }
         };
+        if config.dispatch.tome.is_some() && !config.head.reads_prefix() {
+            return Err(Error::usage(
+                "`dispatch.tome` merges patches, so the head must read the class token",
+            )
+            .with_hint("set `head.classifier.pool: cls`"));
+        }
         let heads = extension::heads(earlier, &model)?;
         if let Some(path) = &config.backbone.weights {
             model.load_backbone(path, config.backbone.pos_embed_grid)?;

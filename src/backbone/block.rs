@@ -172,6 +172,7 @@ impl Block {
     ) -> Result<Tensor> {
         let (active, pass) = (selector.choose(&stage.gate, x)?, selector.pass());
         let y = match stage.site {
+            Site::Attention if selector.merger().is_some() => self.merge(x, grid, selector)?,
             Site::Attention => self.attend(x, grid, &active, pass)?,
             Site::Mlp => self.feed(x, &active, pass)?,
             Site::Layer => self.whole(x, grid, &active, pass)?,
@@ -197,6 +198,16 @@ impl Block {
             }
             Active::Rows(rows) => attn.gathered(x, grid, rows),
         }
+    }
+
+    /// x + Attn(x) of tokens that count as many keys as they stand for, and then fewer of them (\[ToMe\]).
+    fn merge(&self, x: &Tensor, grid: (usize, usize), selector: &mut Selector) -> Result<Tensor> {
+        let pass = selector.pass();
+        let (Some(attn), Some(merger)) = (&self.attn, selector.merger()) else {
+            return Ok(x.clone());
+        };
+        let attended = self.dropped(attn.forward(x, grid, merger.sizes())?, 0, pass)?;
+        merger.merge(&(x + attended)?, &attn.mean_keys(x)?)
     }
 
     /// x + m·MLP(x).

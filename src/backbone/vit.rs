@@ -11,7 +11,7 @@ use super::roles::Roles;
 use super::trunk::{Form, Trunk, Trunks};
 use super::{Dims, Features, Pass, TokenGrid, resize_pos_embed};
 use crate::config::{BackboneConfig, DispatchConfig, Inference, TuningConfig};
-use crate::dispatch::{KeptStats, Selector};
+use crate::dispatch::{KeptStats, Selector, Site};
 use crate::head::FeatureSpec;
 use crate::ops;
 use crate::params::{Init, Keep, Scope};
@@ -49,6 +49,13 @@ impl Vit {
         let dims = Dims::new(cfg)?;
         if let Some(tap) = taps.iter().find(|&&tap| tap >= dims.depth) {
             bail!("tap {tap} is beyond the last of {} blocks (they count from 0)", dims.depth);
+        }
+        let on_grid = !taps.is_empty() || dims.window.is_some() || dims.rel_pos.is_some();
+        let sites = dispatch.variant.dispatched();
+        if dispatch.tome.is_some() && (on_grid || sites.iter().any(|&site| site != Site::Mlp)) {
+            bail!(
+                "`dispatch.tome` merges tokens by the keys of all: there are no maps, windows or skipped keys"
+            );
         }
         let extended = tuning.memory.as_ref().is_some_and(|memory| !memory.earlier.is_empty());
         let keep = if cfg.weights.is_some() { Keep::Trained } else { Keep::All };

@@ -22,6 +22,8 @@ pub struct DispatchConfig {
     pub noise: Option<NoiseConfig>,
     /// Who decides, and over what: tokens by learned dispatchers, or an ablation of \[DyT\] Table 7.
     pub select: Select,
+    /// Merges similar tokens in every block, whatever the dispatchers say; for classification by the class token.
+    pub tome: Option<TomeConfig>,
     /// Dispatchers, numbered in the order of the blocks, whose part `weights prune` dropped: nobody passes it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pruned: Vec<usize>,
@@ -38,6 +40,7 @@ impl Default for DispatchConfig {
             inference: Inference::Threshold,
             noise: None,
             select: Select::Learned,
+            tome: None,
             pruned: Vec::new(),
         }
     }
@@ -68,6 +71,14 @@ impl DispatchConfig {
             None => self.tau,
         }
     }
+}
+
+/// Token merging (arXiv 2210.09461).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TomeConfig {
+    /// Tokens that join others in a block; at most half of the patches that are left can.
+    pub r: usize,
 }
 
 /// A temperature that falls, so that the gradients of decided tokens fade (\[DyT\] Table 9).

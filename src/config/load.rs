@@ -325,6 +325,7 @@ eval: { mode: { slide: { crop: 512, stride: 341 } } }
         case("dispatch.target_rate=1.5", "`dispatch.target_rate`");
         case("dispatch.inference.top_k=1.5", "`dispatch.inference`");
         case("dispatch.pruned=[3, 12]", "`dispatch.pruned` names dispatcher 12");
+        case("dispatch.tome={r: 8}", "`dispatch.tome` merges tokens, which only the task");
         case("dispatch.tau_schedule={to: 0.0}", "`dispatch.tau_schedule.to`");
         case("dispatch={select: sample, inference: {top_k: 0.5}}", "`dispatch.inference`");
         case("data.train.coco_stuff={images: a, labels: b, classes: []}", "`data.train`");

@@ -18,6 +18,7 @@ pub(super) fn check<H>(config: &Config<H>) -> Check {
     dispatch(&config.dispatch)?;
     dispatched_places(&config.dispatch, &config.backbone)?;
     tuning::check(&config.tuning, &config.dispatch, &config.backbone)?;
+    merging(config)?;
     split(&config.data.train, "data.train")?;
     split(&config.data.val, "data.val")?;
     for (value, key) in [
@@ -207,6 +208,23 @@ fn dispatched_places(config: &DispatchConfig, backbone: &BackboneConfig) -> Chec
         )),
         None => Ok(()),
     }
+}
+
+/// Merged tokens have no place in the image, and keys of skipped tokens do not exist.
+fn merging<H>(config: &Config<H>) -> Check {
+    let Some(tome) = config.dispatch.tome else { return Ok(()) };
+    require(tome.r > 0, "dispatch.tome.r", "must be at least 1")?;
+    let key = "dispatch.tome";
+    let rule = "merges tokens, which only the task `classification` can do without";
+    require(config.task == Task::Classification, key, rule)?;
+    let sites = config.dispatch.variant.dispatched();
+    let rule = "compares the keys of all tokens; it goes with `dispatch.variant` none or mlp";
+    require(sites.iter().all(|&site| site == Site::Mlp), key, rule)?;
+    let places = config.backbone.window.is_some() || config.backbone.rel_pos.is_some();
+    let rule = "leaves no grid for `backbone.window` or `backbone.rel_pos`";
+    require(!places, key, rule)?;
+    let reads = config.tuning.memory.is_some() || config.tuning.st_adapter.is_some();
+    require(!reads, key, "cannot be had with `tuning.memory` or `tuning.st_adapter`")
 }
 
 fn split(config: &SplitConfig, key: &str) -> Check {

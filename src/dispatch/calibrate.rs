@@ -64,35 +64,32 @@ struct Cut {
 fn cut(vit: &Vit, clips: Clips, choose: impl Fn(usize, &[f32]) -> f32) -> Result<Cut> {
     let cfg = DispatchConfig { inference: Inference::Calibrated(0.0), ..vit.dispatch().clone() };
     let (prefix, trunk) = (vit.prefix(), vit.inference()?);
-    let embed = |images: &Tensor| -> Result<_> {
+    let start = |images: &Tensor| -> Result<_> {
         let ((x, padded), (_, _, height, width)) = (vit.embed(images, &trunk)?, images.dims4()?);
-        Ok((x.detach(), padded, vit.dims().grid((height, width))))
+        let selector = Selector::new(&Pass::Infer, &cfg, None, prefix)
+            .cropping(padded, vit.dims().grid((height, width)));
+        Ok((x.detach(), padded, selector))
     };
-    let mut tokens = clips.batches.iter().map(embed).collect::<Result<Vec<_>>>()?;
+    let mut batches = clips.batches.iter().map(start).collect::<Result<Vec<_>>>()?;
     let mut result = Cut { thresholds: Vec::new(), logits: Vec::new() };
     for block in &trunk.blocks {
-        for (x, padded, _) in &mut tokens {
+        for (x, padded, _) in &mut batches {
             *x = block.enter(x, TokenGrid { grid: *padded, frames: clips.frames })?;
         }
         for stage in block.stages() {
-            let mut threshold = None;
             if !matches!(stage.gate, Gate::Open) {
                 let mut logits = Vec::new();
-                for (x, padded, grid) in &tokens {
-                    let selector =
-                        Selector::new(&Pass::Infer, &cfg, None, prefix).cropping(*padded, *grid);
-                    let logit = selector.recorded_logits(&stage.gate, x)?;
-                    logits.extend(logit.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+                for (x, _, selector) in &batches {
+                    let logit = selector.recorded_logits(&stage.gate, x)?.flatten_all()?;
+                    logits.extend(logit.to_dtype(DType::F32)?.to_vec1::<f32>()?);
                 }
-                let chosen = choose(result.thresholds.len(), &logits);
-                result.thresholds.push(chosen);
+                let threshold = choose(result.thresholds.len(), &logits);
+                batches.iter_mut().for_each(|(.., selector)| selector.add_threshold(threshold));
+                result.thresholds.push(threshold);
                 result.logits.push(logits);
-                threshold = Some([chosen]);
             }
-            for (x, padded, _) in &mut tokens {
-                let thresholds = threshold.as_ref().map(<[f32; 1]>::as_slice);
-                let mut selector = Selector::new(&Pass::Infer, &cfg, thresholds, prefix);
-                *x = block.pass(stage, x, *padded, &mut selector)?.detach();
+            for (x, padded, selector) in &mut batches {
+                *x = block.pass(stage, x, *padded, selector)?.detach();
             }
         }
     }
@@ -109,18 +106,19 @@ fn common_shares(logits: &[Vec<f32>], q: f64) -> Vec<f64> {
     logits.iter().map(share).collect()
 }
 
-/// The threshold above which the share `share` of `logits` lies (rounded to whole tokens; fewer at ties).
+/// The threshold above which the share `share` of `logits` lies (rounded to whole tokens; fewer at ties); finite, because a
+/// checkpoint's JSON has no infinity.
 fn threshold_keeping(share: f64, logits: &[f32]) -> f32 {
     let mut falling = logits.to_vec();
     falling.sort_by(|a, b| b.total_cmp(a));
     let kept = (share * logits.len() as f64).round() as usize;
     match (kept.checked_sub(1).and_then(|last| falling.get(last)), falling.get(kept)) {
         // What was pruned has infinitely low logits.
-        (Some(_), Some(&f32::NEG_INFINITY)) => f32::NEG_INFINITY,
+        (Some(_), Some(&f32::NEG_INFINITY)) => f32::MIN,
         // Halfway between the last kept and the first skipped logit, so that rounding decides nothing.
         (Some(&last), Some(&next)) => next + (last - next) / 2.0,
-        (None, _) => f32::INFINITY,
-        (Some(_), None) => f32::NEG_INFINITY,
+        (None, _) => f32::MAX,
+        (Some(_), None) => f32::MIN,
     }
 }
 
@@ -134,6 +132,12 @@ mod tests {
         let kept =
             |share| logits.iter().filter(|&&z| z > threshold_keeping(share, &logits)).count();
         assert_eq!([kept(0.0), kept(0.25), kept(0.5), kept(0.75), kept(1.0)], [0, 1, 2, 3, 4]);
+        let pruned = [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY, 2.0];
+        let kept = |share| {
+            let threshold = threshold_keeping(share, &pruned);
+            (threshold.is_finite(), pruned.iter().filter(|&&z| z > threshold).count())
+        };
+        assert_eq!([kept(0.25), kept(0.5), kept(1.0)], [(true, 1), (true, 2), (true, 2)]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Counting multiply-adds.
 
-use super::Site;
+use super::{Site, comparisons, tokens_left};
 use crate::backbone::Dims;
-use crate::config::{DispatchConfig, TuningConfig};
+use crate::config::{DispatchConfig, TomeConfig, TuningConfig, Variant};
 use crate::tuning;
 
 /// The multiply-adds of one forward pass over one image, part by part.
@@ -65,29 +65,43 @@ pub fn backbone(
 ) -> FlopCount {
     let grid = dims.padded_grid(size);
     let patches = (grid.0 * grid.1) as f64;
-    let prefix = (dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens)) as f64;
-    let tokens = patches + prefix;
-    let (dim, depth, hidden) = (dims.dim as f64, dims.depth as f64, dims.hidden as f64);
+    let first = dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens);
+    let (prefix, tokens) = (first as f64, patches + first as f64);
+    let (dim, hidden) = (dims.dim as f64, dims.hidden as f64);
+    let counts = token_counts(dims, dispatch, (first, grid));
     let mut count = FlopCount::default();
     let embedding = patches * dim * 3.0 * (dims.patch * dims.patch) as f64;
     count.add("patch embedding", embedding, embedding);
-    // Tokens that pass a half of a block.
+    // Tokens that pass a half of a block, of those that come to it.
     let active = |block: usize, half: Site| match share(dispatch, kept, (block, half)) {
         Passing::Nobody => 0.0,
-        Passing::Share(share) => prefix + share * patches,
+        Passing::Share(share) => prefix + share * (coming(&counts, block, half) - prefix),
     };
     attention(&mut count, dims, grid, |block| active(block, Site::Attention) / tokens);
     let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
-    let fed: f64 = (0..dims.depth).map(|block| active(block, Site::Mlp)).sum();
-    same("mlp", fed * 2.0 * dim * hidden);
-    let dispatchers = dims.depth * dispatch.variant.dispatched().len();
-    if dispatchers > 0 {
-        same("dispatchers", (dispatchers - dispatch.pruned.len()) as f64 * patches * dim);
+    let over = |sites: &[Site], value: &dyn Fn(usize, Site) -> f64| -> f64 {
+        let blocks = 0..dims.depth;
+        blocks.flat_map(|block| sites.iter().map(move |&site| value(block, site))).sum()
+    };
+    same("mlp", over(&[Site::Mlp], &active) * 2.0 * dim * hidden);
+    let scored = |block, site| match share(dispatch, kept, (block, site)) {
+        Passing::Nobody => 0.0,
+        Passing::Share(_) => coming(&counts, block, site) - prefix,
+    };
+    if dispatch.variant != Variant::None {
+        same("dispatchers", over(dispatch.variant.dispatched(), &scored) * dim);
     }
+    if dispatch.tome.is_some() {
+        let (nominal, executed) = merging(dims, &counts, first);
+        count.add("token merging", nominal, executed);
+    }
+    let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
     if let Some(adapter) = tuning.adapter {
         let (width, experts) = (adapter.bottleneck as f64, adapter.experts as f64);
-        let adapters = depth * dispatch.variant.adapted().len() as f64;
-        same("adapters", adapters * tokens * 2.0 * dim * width);
+        let sites = dispatch.variant.adapted();
+        let adapters = (dims.depth * sites.len()) as f64;
+        let adapted = over(sites, &|block, site| coming(&counts, block, site));
+        same("adapters", adapted * 2.0 * dim * width);
         if adapter.experts > 1 {
             same("routers and merging", adapters * experts * (dim + 2.0 * dim * width));
         }
@@ -95,10 +109,44 @@ pub fn backbone(
     if let Some(adapter) = tuning.st_adapter {
         let taps: usize = adapter.kernel.iter().product();
         let width = adapter.bottleneck as f64;
-        same("adapters over time", depth * patches * width * (2.0 * dim + taps as f64));
+        same("adapters over time", dims.depth as f64 * patches * width * (2.0 * dim + taps as f64));
     }
     tuning::flops::count(&mut count, dims, tuning, tokens);
     count
+}
+
+/// The tokens that come to every block, and that leave the last: fewer where they are merged; `prefix` of them, before
+/// the patches on `grid`, never are.
+fn token_counts(
+    dims: &Dims,
+    dispatch: &DispatchConfig,
+    (prefix, grid): (usize, (usize, usize)),
+) -> Vec<usize> {
+    let mut counts = vec![grid.0 * grid.1 + prefix];
+    for block in 0..dims.depth {
+        let left = |tome: TomeConfig| tokens_left(counts[block], prefix, tome.r);
+        counts.push(dispatch.tome.map_or(counts[block], left));
+    }
+    counts
+}
+
+/// Comparing the keys of the tokens that come to every block, nominal and executed; their mean over the heads is computed
+/// for itself, outside of the attention.
+fn merging(dims: &Dims, counts: &[usize], prefix: usize) -> (f64, f64) {
+    let (dim, width) = (dims.dim as f64, (dims.dim / dims.heads) as f64);
+    let tokens = &counts[..dims.depth];
+    let compared = |&tokens: &usize| {
+        let (joining, joined) = comparisons(tokens, prefix);
+        (joining * joined) as f64 * width
+    };
+    let compared: f64 = tokens.iter().map(compared).sum();
+    let keys: f64 = tokens.iter().map(|&tokens| tokens as f64 * dim * width).sum();
+    (compared, compared + keys)
+}
+
+/// The tokens that come to `site` of `block`: before the MLP they may have been merged.
+fn coming(counts: &[usize], block: usize, site: Site) -> f64 {
+    counts[if site == Site::Mlp { block + 1 } else { block }] as f64
 }
 
 /// Which tokens pass a half of a block.
@@ -251,6 +299,16 @@ mod tests {
         let (asked, fed) = ([4.0, 7.0], [10.0, 1.0]);
         let both = macs(AttentionMlp, vec![], &[0.25, 0.75, 0.5, 0.0]);
         assert_eq!(both, [projections(asked), scores(asked), mlp(fed), 96.0]);
+        // 13 tokens of which 4 join others before each MLP: the attentions get 13 and 9, the MLPs 9 and 5.
+        let merging =
+            DispatchConfig { tome: Some(TomeConfig { r: 4 }), ..DispatchConfig::default() };
+        let count = backbone(&dims, &merging, &TuningConfig::default(), (3, 4), &[]);
+        let macs_merged: Vec<f64> = count.parts[1..].iter().map(|part| part.executed).collect();
+        let (attended, fed) = ([13.0, 9.0], [9.0, 5.0]);
+        // 6 keys of two channels are compared with 6, then 4 with 4; each key costs 2 · 2.
+        let merging = 2.0 * (6.0 * 6.0 + 4.0 * 4.0) + 4.0 * (13.0 + 9.0);
+        let parts = [projections(attended), scores(attended), mlp(fed), merging];
+        assert_eq!(macs_merged, parts);
         // What was pruned is not even passed by the class token.
         assert_eq!(macs(Mlp, vec![1], &[0.25, 0.0]), [dense[0], dense[1], mlp([4.0, 0.0]), 24.0]);
     }

@@ -13,6 +13,7 @@ mod gumbel;
 mod rate;
 mod select;
 mod site;
+mod tome;
 
 pub use calibrate::{calibrate, calibrate_clips};
 pub use dispatcher::Dispatcher;
@@ -21,6 +22,7 @@ pub use gumbel::{noise_factor, straight_through};
 pub use rate::rate_term;
 pub use select::{Active, Gate, Selector};
 pub use site::Site;
+pub(crate) use tome::{comparisons, tokens_left};
 
 /// What a forward pass is for; decides how tokens are selected and whether gradients are kept.
 #[derive(Debug, Clone, Copy)]

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::gumbel::{gumbel_noise, noise_factor, straight_through};
+use super::tome::Merger;
 use super::{Dispatcher, KeptStats, LayerKept, Pass};
 use crate::config::{DispatchConfig, Inference, Select, Variant};
 use crate::rng::{Purpose, Rng};
@@ -43,8 +44,9 @@ impl Gate {
 pub struct Selector<'a> {
     pass: &'a Pass<'a>,
     cfg: &'a DispatchConfig,
-    thresholds: Option<&'a [f32]>,
+    thresholds: Vec<f32>,
     prefix: usize,
+    merger: Option<Merger>,
     /// The grid of the patches, and the upper left part of it that is recorded.
     crop: Option<[(usize, usize); 2]>,
     /// Seeds of the random dispatcher at inference, one per image.
@@ -60,8 +62,26 @@ impl<'a> Selector<'a> {
         thresholds: Option<&'a [f32]>,
         prefix: usize,
     ) -> Self {
-        let (images, kept) = (Vec::new(), KeptStats::default());
-        Self { pass, cfg, thresholds, prefix, crop: None, images, kept }
+        Self {
+            pass,
+            cfg,
+            thresholds: thresholds.unwrap_or_default().to_vec(),
+            prefix,
+            merger: cfg.tome.map(|tome| Merger::new(tome.r, prefix)),
+            crop: None,
+            images: Vec::new(),
+            kept: KeptStats::default(),
+        }
+    }
+
+    /// The calibrated threshold of the next dispatcher that has none.
+    pub(crate) fn add_threshold(&mut self, threshold: f32) {
+        self.thresholds.push(threshold);
+    }
+
+    /// What merges tokens, where the config wants it.
+    pub(crate) fn merger(&mut self) -> Option<&mut Merger> {
+        self.merger.as_mut()
     }
 
     /// Records of patches on the grid `padded` only those on its upper left `grid`: the others are padding, which decides
@@ -159,15 +179,13 @@ impl<'a> Selector<'a> {
             Pass::Complete(_) | Pass::Infer | Pass::InferMasked => match self.cfg.inference {
                 Inference::Threshold => above(logit, 0.0), // σ(logit) > 0.5
                 Inference::TopK(share) => top_k(logit, share),
-                Inference::Calibrated(_) => {
-                    match self.thresholds.and_then(|thresholds| thresholds.get(layer)) {
-                        Some(&threshold) => above(logit, threshold),
-                        None => bail!(
-                            "`dispatch.inference` is `calibrated`, but dispatcher {layer} has no threshold: \
+                Inference::Calibrated(_) => match self.thresholds.get(layer) {
+                    Some(&threshold) => above(logit, threshold),
+                    None => bail!(
+                        "`dispatch.inference` is `calibrated`, but dispatcher {layer} has no threshold: \
                          calibrate on training images first"
-                        ),
-                    }
-                }
+                    ),
+                },
             },
         }
     }

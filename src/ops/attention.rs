@@ -27,8 +27,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> R
 }
 
 /// Attention among the tokens of each image; `qkv`: `[B, N, 3C]`, a row holding q, k and v, each `heads × C/heads`;
-/// `keep`: `[B, N]`, 0 or 1, says which tokens may be keys (no gradient passes through it) → `[B, N, C]`, zeros in an image
-/// without keys.
+/// `keep`: `[B, N]` says how many keys a token counts as, 0 or at least 1 (no gradient passes through it) → `[B, N, C]`,
+/// zeros in an image without keys.
 ///
 /// # Errors
 /// If the shapes do not agree.
@@ -46,9 +46,11 @@ pub fn self_attention(qkv: &Tensor, heads: usize, keep: Option<&Tensor>) -> Resu
     let Some(keep) = keep.map(Tensor::detach) else {
         return unfused(qkv, divided, |_| Ok(None));
     };
-    // Far below every score, yet finite: 0 · ∞ would be NaN.
-    let bias = ((&keep - 1.0)? * 1e30)?.reshape((batch, 1, 1, tokens))?;
-    let any = keep.max(1)?.reshape((batch, 1, 1))?;
+    let may_be_key = keep.clamp(0.0, 1.0)?;
+    // Far below every score, yet finite: 0 · ∞ would be NaN. To be n keys is to add ln n to the score of one.
+    let bias = (((&may_be_key - 1.0)? * 1e30)? + keep.maximum(1.0)?.log()?)?;
+    let bias = bias.reshape((batch, 1, 1, tokens))?;
+    let any = may_be_key.max(1)?.reshape((batch, 1, 1))?;
     unfused(qkv, divided, |_| Ok(Some(bias)))?.broadcast_mul(&any)
 }
 
@@ -313,6 +315,24 @@ mod tests {
         let difference =
             (y.index_select(&ids, 1)? - alone)?.abs()?.max_all()?.to_scalar::<f32>()?;
         assert!(difference < 1e-6, "{difference}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_token_can_count_as_several_keys() -> Result<()> {
+        let (qkv, keep) =
+            (random(&[1, 4, 12], 1)?, Tensor::new(&[[1f32, 3.0, 0.0, 2.0]], &Device::Cpu)?);
+        assert_twins("self_attention", 1e-5, std::slice::from_ref(&qkv), |t| {
+            self_attention(&t[0], 2, Some(&keep))
+        })?;
+        // The same as with its key and value there so often.
+        let y = self_attention(&qkv, 2, Some(&keep))?;
+        let ids = Tensor::new(&[0u32, 1, 1, 1, 3, 3], &Device::Cpu)?;
+        let copies = self_attention(&qkv.index_select(&ids, 1)?, 2, None)?;
+        for (token, copy) in [(0, 0), (1, 1), (3, 4)] {
+            let difference = (y.narrow(1, token, 1)? - copies.narrow(1, copy, 1)?)?.abs()?;
+            assert!(difference.max_all()?.to_scalar::<f32>()? < 1e-6);
+        }
         Ok(())
     }
 

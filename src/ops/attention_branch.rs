@@ -40,7 +40,7 @@ pub struct AttentionBranch {
 impl AttentionBranch {
     /// γ · proj(attention(qkv(LN x))), without the residual; `x`: `[B, N, C]`, with windows or relative positions the
     /// tokens of `grid` (rows, columns) alone, row by row; `keep` as in [`self_attention`], where there are no relative
-    /// positions.
+    /// positions; in windows 0 or 1.
     ///
     /// A window that reaches over the edge is filled with zeros after the norm, so its padding is a key and a value (of the
     /// biases alone) like every token, as in ViTDet.

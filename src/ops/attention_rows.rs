@@ -9,7 +9,7 @@ use super::host::values;
 use super::relative_position::PlaceTable;
 use super::rows::scratch;
 use super::sequences::Sequences;
-use super::{AttentionBranch, count};
+use super::{AttentionBranch, count, layer_norm, linear};
 
 /// What the forward pass gives.
 pub(super) struct Rows {
@@ -45,6 +45,22 @@ impl AttentionBranch {
         product(&rows, &self.proj.0, &mut y)?;
         add_bias(&mut y, &self.proj.1, self.gamma.as_ref())?;
         Ok(Rows { y, qkv, lse })
+    }
+
+    /// The keys of the tokens `x` `[B, N, C]`, averaged over the heads: `[B, N, C/heads]`, without gradients.
+    ///
+    /// # Errors
+    /// If the shapes do not agree.
+    pub fn mean_keys(&self, x: &Tensor) -> Result<Tensor> {
+        let (channels, width) = (self.proj.1.elem_count(), self.proj.1.elem_count() / self.heads);
+        // The mean of linear maps is linear.
+        let mean = |t: &Tensor, shape: &[usize]| {
+            t.detach().narrow(0, channels, channels)?.reshape(shape)?.mean(0)
+        };
+        let weight = mean(&self.qkv.0, &[self.heads, width, channels])?;
+        let bias = mean(&self.qkv.1, &[self.heads, width])?;
+        let norm = (self.norm.0.detach(), self.norm.1.detach());
+        linear(&layer_norm(&x.detach(), &norm.0, &norm.1, self.eps)?, &weight, Some(&bias))
     }
 
     /// For inference: x + branch on the `active` rows (numbers in 0 .. B·N, none twice), which attend to one another and to
@@ -159,6 +175,16 @@ mod tests {
             }
             assert!(kernel_calls("attention_branch.gathered") >= before + 3);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn keys_are_those_of_the_branch() -> Result<()> {
+        let (x, branch) = (random(&[2, 5, 24], 1)?, branch(None)?);
+        let normed = layer_norm(&x, &branch.norm.0, &branch.norm.1, branch.eps)?;
+        let qkv = linear(&normed, &branch.qkv.0, Some(&branch.qkv.1))?;
+        let keys = qkv.narrow(2, 24, 24)?.reshape((2, 5, 3, 8))?.mean(2)?;
+        assert!(relative_difference(&branch.mean_keys(&x)?, &keys)? < 1e-5);
         Ok(())
     }
 

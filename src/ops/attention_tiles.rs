@@ -153,6 +153,20 @@ impl Head<'_> {
         if let Some(places) = self.layer.places {
             places.add_scores(queries, |i| self.place(first + i), scores);
         }
+        self.add_key_bias(scores);
+    }
+
+    /// Adds to every row of scores what its keys get.
+    fn add_key_bias(&self, scores: &mut [f32]) {
+        let of_tokens = self.layer.sequences.key_bias();
+        if of_tokens.is_empty() {
+            return;
+        }
+        let bias = |key: &Option<usize>| key.map_or(0.0, |token| of_tokens[token]);
+        let bias: Vec<f32> = self.sequence.keys.iter().map(bias).collect();
+        for row in scores.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(&bias).for_each(|(score, bias)| *score += bias);
+        }
     }
 
     /// Row and column of a query in the grid of its keys.

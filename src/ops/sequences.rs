@@ -22,6 +22,8 @@ pub(crate) struct Sequences {
     all: Vec<Sequence>,
     tokens: usize,
     every_token_is_key: bool,
+    /// What is added to the scores of each token as a key; empty where it is nothing.
+    key_bias: Vec<f32>,
 }
 
 impl Sequences {
@@ -39,6 +41,7 @@ impl Sequences {
             all: (0..batch).map(image).collect(),
             tokens: batch * tokens,
             every_token_is_key: true,
+            key_bias: Vec::new(),
         }
     }
 
@@ -67,10 +70,11 @@ impl Sequences {
         let all = (0..batch)
             .flat_map(|image| corners.clone().map(move |(top, left)| window(image, top, left)))
             .collect();
-        Self { all, tokens: batch * height * width, every_token_is_key: true }
+        let tokens = batch * height * width;
+        Self { all, tokens, every_token_is_key: true, key_bias: Vec::new() }
     }
 
-    /// With those tokens alone as keys, beside padding, of which `keep` `[batch, N]` is not 0.
+    /// Where a token counts as `keep` `[batch, N]` keys, 0 or at least 1; padding as one.
     pub(crate) fn keeping(mut self, keep: &Tensor) -> Result<Self> {
         if keep.elem_count() != self.tokens {
             bail!("attention: a key mask {:?} for {} tokens", keep.dims(), self.tokens);
@@ -80,6 +84,9 @@ impl Sequences {
             sequence.keys.retain(|key| key.is_none_or(|row| keep[row] != 0.0));
         }
         self.every_token_is_key = false;
+        if keep.iter().any(|&count| count > 1.0) {
+            self.key_bias = keep.iter().map(|count| count.max(1.0).ln()).collect();
+        }
         Ok(self)
     }
 
@@ -103,6 +110,7 @@ impl Sequences {
             all: all.into_iter().filter(|sequence| !sequence.queries.is_empty()).collect(),
             tokens: rows.len(),
             every_token_is_key: true,
+            key_bias: Vec::new(),
         }
     }
 
@@ -114,6 +122,11 @@ impl Sequences {
     /// Tokens in all sequences together.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    /// What is added to the scores of each token as a key; empty where it is nothing.
+    pub(crate) fn key_bias(&self) -> &[f32] {
+        &self.key_bias
     }
 
     /// Whether no token is left out as a key.

@@ -43,7 +43,7 @@ type Outputs = BTreeMap<String, Tensor>;
 /// Computes what the file expects; `None` for a kind that is not supported yet.
 fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
     match fixture.kind.as_str() {
-        "dyt_vit" => vit::evaluation(fixture),
+        "dyt_vit" | "tome_vit" => vit::evaluation(fixture),
         "dyt_vit_train" => vit::training(fixture),
         "dense_features" => vit::dense_features(fixture),
         "rlrr_vit" | "lora_vit" | "ssf_vit" | "ia3_vit" | "bitfit_vit" | "vpt_vit" => {

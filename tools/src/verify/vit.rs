@@ -1,11 +1,11 @@
-//! The kinds `dyt_vit`, `dyt_vit_train` and `dense_features`.
+//! The kinds `dyt_vit`, `tome_vit`, `dyt_vit_train` and `dense_features`.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use rescatter::backbone::pyramid::DytPyramid;
 use rescatter::backbone::{Pass, Vit};
 use rescatter::config::{
-    AdapterConfig, BackboneConfig, DispatchConfig, Placement, TuningConfig, Variant,
+    AdapterConfig, BackboneConfig, DispatchConfig, Placement, TomeConfig, TuningConfig, Variant,
 };
 use rescatter::dispatch::{KeptStats, distill_term, rate_term};
 use rescatter::head::{Losses, StepContext, Term, World};
@@ -34,7 +34,11 @@ impl Net {
             experts: fixture.hyper("experts")?,
             placement: Placement::Parallel,
         };
-        let dispatch = DispatchConfig { variant, ..DispatchConfig::default() };
+        let tome = match fixture.kind.as_str() {
+            "tome_vit" => Some(TomeConfig { r: fixture.hyper("merged")? }),
+            _ => None,
+        };
+        let dispatch = DispatchConfig { variant, tome, ..DispatchConfig::default() };
         let tuning = TuningConfig { adapter: Some(adapter), ..TuningConfig::default() };
         let store = Fixture::store();
         let vit = Vit::new(&backbone, &dispatch, &tuning, taps, &store.root())?;
@@ -89,7 +93,7 @@ pub(super) fn backbone(fixture: &Fixture) -> Result<BackboneConfig> {
     })
 }
 
-/// `dyt_vit`: inference, skipped tokens gathered away.
+/// `dyt_vit`, and `tome_vit` with merging in every block: inference, skipped tokens gathered away.
 pub(super) fn evaluation(fixture: &Fixture) -> Result<Option<Outputs>> {
     let net = Net::new(fixture, &[])?;
     fixture.load_into(&net.store)?;
