@@ -169,7 +169,7 @@ pub fn resolve_epochs(config: &mut Config) -> Result<()> {
         Task::Segmentation => rescatter::data::segmentation(split)?.len(),
         Task::Detection => rescatter::data::detection(split)?.len(),
         Task::Classification => rescatter::data::classification(split)?.len(),
-        task => return Err(Error::usage(format!("epochs of the task {task:?} are not known"))),
+        Task::Video => rescatter::data::video(split)?.len(),
     };
     config.resolve_epochs(samples);
     Ok(())

@@ -287,7 +287,7 @@ fn video_set(
         let parts = parts.iter().map(|part| video_set(part, inner(part, outer)?, views));
         Arc::new(Concat::new(parts.collect::<Result<_>>()?)?)
     } else if let Some(config) = &split.video_list {
-        let pipeline = transforms::Pipeline::new(outer, transforms::Labels::Transformed)?;
+        let pipeline = transforms::Pipeline::new(outer, transforms::Labels::OfTheWhole)?;
         Arc::new(VideoList::new(config, pipeline, views)?)
     } else {
         return Err(Error::usage("a video split needs `video_list` or `concat`"));

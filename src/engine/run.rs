@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::log::JsonLog;
+use super::log::{JsonLog, Reached};
 use crate::config::{Config, load};
 use crate::fs::atomic_write;
 use crate::{Error, Result};
@@ -58,13 +58,13 @@ impl Run {
         }
     }
 
-    /// Makes the folder, takes hold of its log (cut back to `step`) and writes the resolved config.
+    /// Makes the folder, takes hold of its log (cut back to what is `reached`) and writes the resolved config.
     ///
     /// # Errors
     /// If the folder cannot be written or another process trains in it.
-    pub(super) fn begin(&self, config: &str, step: u64) -> Result<JsonLog> {
+    pub(super) fn begin(&self, config: &str, reached: Reached) -> Result<JsonLog> {
         std::fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, e))?;
-        let log = JsonLog::open(&self.log_path(), step)?;
+        let log = JsonLog::open(&self.log_path(), reached)?;
         if !self.last_path().exists() {
             atomic_write(self.config_path(), config)?;
         }
@@ -181,7 +181,7 @@ train: { iterations: 10, batch_size: 2 }
         let claim = |config: &Config<u8>, start| Run::claim(&folder, config, start);
         let run = claim(&config(&[]), Start::Fresh).unwrap();
         assert!(!folder.exists());
-        drop(run.begin(&load::to_yaml(&config(&[])).unwrap(), 0).unwrap());
+        drop(run.begin(&load::to_yaml(&config(&[])).unwrap(), Reached::default()).unwrap());
         // Without a checkpoint there is nothing to lose.
         assert!(claim(&config(&["seed=1"]), Start::Fresh).is_ok());
         std::fs::write(run.last_path(), "").unwrap();

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::{
     self, BackboneFile, Best, Checkpoint, EarlierTask, Meta, Source, Thresholds,
 };
-use super::log::JsonLog;
+use super::log::{JsonLog, Reached};
 use super::progress::{Progress, human};
 use super::run::Run;
 use super::step::{Moment, StepGradients, step_gradients};
@@ -296,8 +296,9 @@ impl<'a, H: Head> Trainer<'a, H> {
             let averages = self.ema.as_ref().map(Ema::state).unwrap_or_default();
             checkpoint::save(&self.run.best_path(), &self.model.params, averages, &self.meta)?;
         }
-        self.save_last()?;
+        // The line comes first: a process that is killed in between makes the evaluation again and the line with it.
         outputs.after_evaluation(step, &found, start.elapsed())?;
+        self.save_last()?;
         Ok(found)
     }
 
@@ -333,7 +334,7 @@ struct Outputs {
 impl Outputs {
     fn open(run: &Run, meta: &Meta) -> Result<Self> {
         Ok(Self {
-            log: run.begin(&meta.config, meta.step)?,
+            log: run.begin(&meta.config, Reached { step: meta.step, evaluated: meta.evaluated })?,
             events: EventWriter::create(run.folder(), meta.step)?,
             progress: Progress::new(meta.iterations, meta.step),
             window: Window::default(),

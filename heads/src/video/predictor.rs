@@ -91,7 +91,7 @@ impl VideoPredictor {
         let TaskModel::Video(model) = model else {
             return Err(Error::usage("the model does not classify videos"));
         };
-        let pipeline = Pipeline::new(&config.data.val.transforms, Labels::Transformed)?;
+        let pipeline = Pipeline::new(&config.data.val.transforms, Labels::OfTheWhole)?;
         let list = video::first_list(&config.data.val)?.clone();
         Ok(Self { model, classes, list, pipeline })
     }
