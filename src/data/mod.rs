@@ -202,7 +202,7 @@ pub fn video(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = u32>>> {
 /// The set of clips of a split for evaluation: the views of every video, in the order of the list.
 ///
 /// # Errors
-/// As [`video`].
+/// As [`video()`].
 pub fn video_for_evaluation(split: &SplitConfig) -> Result<Arc<dyn Dataset<Target = u32>>> {
     video_set(split, &split.transforms, video::Views::Fixed)
 }
