@@ -151,8 +151,14 @@ mod tests {
 
     #[test]
     fn it_is_the_convolution_of_the_enlarged_map() -> Result<()> {
-        // Twice, by an odd ratio along each axis, eightfold, from the single pixel of a pooled map.
-        let sizes = [((8, 8), (16, 16)), ((5, 7), (19, 30)), ((3, 2), (24, 16)), ((1, 1), (9, 6))];
+        // Twice, by an odd ratio along each axis, eightfold, from the single pixel of a pooled map, to a single row.
+        let sizes = [
+            ((8, 8), (16, 16)),
+            ((5, 7), (19, 30)),
+            ((3, 2), (24, 16)),
+            ((1, 1), (9, 6)),
+            ((1, 2), (1, 5)),
+        ];
         for (from, to) in sizes {
             let inputs = [random(&[2, 6, from.0, from.1], 1)?, random(&[5, 6, 3, 3], 2)?];
             assert_twins("conv_of_resized", 1e-5, &inputs, |t| {

@@ -146,6 +146,7 @@ impl Dense {
     #[inline(always)]
     pub(super) fn along(&self, x: &[f32], y: &mut [f32]) {
         match self.taps {
+            0 => y.fill(0.0),
             1 => self.along_few::<1>(x, y),
             2 => self.along_few::<2>(x, y),
             3 => self.along_few::<3>(x, y),
@@ -186,6 +187,9 @@ impl Dense {
     pub(super) fn one_across(&self, output: usize, x: &[f32], y: &mut [f32]) {
         let weights = &self.weights[output * self.taps..][..self.taps];
         let width = y.len();
+        if weights.is_empty() {
+            return y.fill(0.0);
+        }
         if let [a, b] = *weights {
             let (first, second) = x.split_at(width);
             for ((y, &p), &q) in y.iter_mut().zip(first).zip(second) {

@@ -84,7 +84,8 @@ mod tests {
     fn first(bytes: &[u8]) -> Result<Option<Tensor>> {
         let (values, root, _) = read(bytes)?;
         let Value::Dict(entries) = values.get(root) else { bail!("no dictionary") };
-        array(&values, entries[0].1, bytes)
+        let Some((_, value)) = entries.first() else { bail!("an empty dictionary") };
+        array(&values, *value, bytes)
     }
 
     #[test]

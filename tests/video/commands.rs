@@ -50,7 +50,7 @@ fn clips_are_made_checked_trained_on_evaluated_and_predicted() {
     assert_eq!(videos["videos"].as_array().unwrap().len(), 4);
     assert!(videos["videos"][0]["top"][0]["probability"].as_f64().unwrap() > 0.0);
 
-    let told = sandbox.succeeds("eval run --json");
+    let told = sandbox.succeeds("eval run --checkpoint last --json");
     let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
     assert_eq!(told["top1"], results["top1"]);
     let kept = |found: &serde_json::Value| found["kept"].as_f64().unwrap();

@@ -33,8 +33,11 @@ pub(super) fn stack<T>(items: Vec<(u64, Sample<T>)>) -> Result<Batch<T>> {
         batch.1.push(sample.meta);
         batch.2.push(number);
     }
-    // A clip's planes are those of its frames, one after the other.
-    let images = (count * channels / 3, 3, height, width);
+    // A clip's planes are those of its frames, one after the other; features of images have no colours.
+    let images = match channels.is_multiple_of(3) {
+        true => (count * channels / 3, 3, height, width),
+        false => (count, channels, height, width),
+    };
     let images = Tensor::from_vec(values, images, &Device::Cpu)?;
     Ok(Batch { images, targets: batch.0, metas: batch.1, samples: batch.2 })
 }
