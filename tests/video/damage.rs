@@ -101,6 +101,24 @@ fn mutated(bytes: &[u8], stream: &mut Stream) -> Vec<u8> {
 }
 
 #[test]
+fn reading_a_video_again_and_again_takes_no_more_memory() {
+    if !has_ffmpeg("reading_a_video_again_and_again_takes_no_more_memory") {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("noisy.mp4");
+    encode("-vf noise=alls=40:allf=t -c:v libx264 -pix_fmt yuv420p -qp 8", 30, SIZE, &path);
+    let size = std::fs::metadata(&path).unwrap().len() >> 10;
+    let resident = decode_in_child(&vec![path; 60], 6 * LIMIT);
+    println!(
+        "a file of {size} KiB, 60 times: {} KiB after 20, {} after all",
+        resident[19], resident[59]
+    );
+    // Forty more readings, twice or three times of everything in the file.
+    assert!(resident[59] < resident[19] + 8 * size, "{resident:?}");
+}
+
+#[test]
 fn mutated_files_neither_crash_nor_hang_nor_leak() {
     if !has_ffmpeg("mutated_files_neither_crash_nor_hang_nor_leak") {
         return;

@@ -118,9 +118,10 @@ impl VideoFile {
         self.seek(run)?;
         let mut decoder = self.decoder()?;
         let mut sought = Sought::new(&self.index, run);
-        let mut packet = Packet::empty();
         let mut first = true;
         while sought.packets_left > 0 {
+            // One packet per read: reading into a full one forgets its content without freeing it.
+            let mut packet = Packet::empty();
             match packet.read(&mut self.input) {
                 Ok(()) if packet.stream() != self.stream => continue,
                 Ok(()) => {}
@@ -314,8 +315,8 @@ fn scan(
         Error::file(path, format!("the video is truncated: the file ends after {found} frames"))
     };
     let mut packets = Vec::new();
-    let mut packet = Packet::empty();
     loop {
+        let mut packet = Packet::empty();
         match packet.read(input) {
             Ok(()) if packet.stream() != stream => continue,
             Ok(()) => {}
