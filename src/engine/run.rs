@@ -10,6 +10,9 @@ use crate::config::{Config, load};
 use crate::fs::atomic_write;
 use crate::{Error, Result};
 
+/// Name of the log in a run's folder.
+const LOG: &str = "log.jsonl";
+
 /// The folder of a run.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -119,7 +122,7 @@ impl Run {
 
     /// `log.jsonl`.
     pub fn log_path(&self) -> PathBuf {
-        self.folder.join("log.jsonl")
+        self.folder.join(LOG)
     }
 
     /// `coco_instances_results.json`: what a detector found on the validation set, in COCO's results format.
@@ -146,7 +149,10 @@ impl Run {
         };
         for entry in entries {
             let entry = entry.map_err(|e| Error::io("read", &self.folder, e))?;
-            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            let name = entry.file_name();
+            // What a process leaves that was killed before it wrote the config.
+            let begun = name == LOG && entry.metadata().is_ok_and(|metadata| metadata.len() == 0);
+            if !begun && !name.as_encoded_bytes().starts_with(b".") {
                 return Ok(false);
             }
         }
@@ -190,6 +196,17 @@ train: { iterations: 10, batch_size: 2 }
         assert!(claim(&config(&[]), Start::Resume).is_ok());
         let text = claim(&config(&["seed=1"]), Start::Resume).unwrap_err().to_string();
         assert!(text.contains("`seed` was 0 and is now 1"), "{text}");
+    }
+
+    #[test]
+    fn a_run_that_was_killed_before_its_config_was_written_begins_again() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(LOG), "").unwrap();
+        for start in [Start::Fresh, Start::Resume] {
+            assert!(Run::claim(folder.path(), &config(&[]), start).is_ok());
+        }
+        std::fs::write(folder.path().join(LOG), "{}").unwrap();
+        assert!(Run::claim(folder.path(), &config(&[]), Start::Fresh).is_err());
     }
 
     #[test]
