@@ -286,8 +286,9 @@ impl<'a, H: Head> Trainer<'a, H> {
         }
         let found = found?;
         self.meta.thresholds.clone_from(&found.thresholds);
-        self.meta.evaluated = Some(self.meta.step);
         let step = self.meta.step;
+        // A process that was killed before it wrote the results evaluates once more.
+        let known = self.meta.evaluated.replace(step) == Some(step);
         let better = found.scores.first().filter(|(_, score)| {
             score.is_finite() && self.meta.best.as_ref().is_none_or(|best| *score > best.score)
         });
@@ -297,7 +298,9 @@ impl<'a, H: Head> Trainer<'a, H> {
             checkpoint::save(&self.run.best_path(), &self.model.params, averages, &self.meta)?;
         }
         // The line comes first: a process that is killed in between makes the evaluation again and the line with it.
-        outputs.after_evaluation(step, &found, start.elapsed())?;
+        if !known {
+            outputs.after_evaluation(step, &found, start.elapsed())?;
+        }
         self.save_last()?;
         Ok(found)
     }
