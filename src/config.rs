@@ -114,6 +114,12 @@ impl<H> Config<H> {
     }
 }
 
+fn yes() -> bool {
+    true
+}
+fn one() -> usize {
+    1
+}
 fn auto() -> String {
     "auto".into()
 }

@@ -47,6 +47,21 @@ pub struct StepContext<'a> {
     pub world: &'a World,
 }
 
+impl<'a> StepContext<'a> {
+    /// Of a pass that draws nothing and changes nothing, for `samples`.
+    pub fn still(rng: &'a Rng, samples: &'a [u64]) -> Self {
+        Self {
+            training: false,
+            update_stats: false,
+            rng,
+            step: 0,
+            progress: 0.0,
+            samples,
+            world: &World::SINGLE,
+        }
+    }
+}
+
 /// One term of a loss: a sum over `count` things; the mean over all ranks and micro-batches is minimised.
 #[derive(Debug, Clone)]
 pub struct Term {

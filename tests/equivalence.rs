@@ -323,18 +323,8 @@ fn calibration_meets_its_budget_and_keeps_the_preference_between_layers() -> Res
 
 /// Clips of three frames behind adapters that look at the frames before and after.
 fn clip_vit(inference: Inference) -> Result<Vit> {
-    let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
     let st_adapter = Some(StAdapterConfig { bottleneck: 8, kernel: [3, 3, 3] });
-    let tuning = TuningConfig { st_adapter, ..TuningConfig::default() };
-    let vit = Vit::new(&plain(), &mlp(inference), &tuning, &[], &store.root())?;
-    for (name, param) in store.all() {
-        if param.var.rank() >= 2 {
-            let values = normal(param.var.dims(), name.bytes().map(u64::from).sum())?;
-            let fan_in = param.var.dims()[1..].iter().product::<usize>() as f64;
-            store.set(&name, &(values * fan_in.powf(-0.5))?)?;
-        }
-    }
-    Ok(vit)
+    tuned_as(&plain(), mlp(inference), TuningConfig { st_adapter, ..TuningConfig::default() })
 }
 
 #[test]

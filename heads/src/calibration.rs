@@ -9,6 +9,7 @@ use rescatter::engine::checkpoint::Thresholds;
 use rescatter::rng::{Purpose, Rng};
 use rescatter::{Error, Result};
 
+use crate::images::pixels;
 use crate::{Config, TaskModel};
 
 /// Images that the thresholds are calibrated on: the share that they give on other images is off by about a percent.
@@ -123,9 +124,8 @@ fn spread<T: Send + 'static>(
     let count = count.min(set.len());
     let image = |i: usize| {
         let sample = first_whole(set, i * set.len() / count, &rng)?;
-        let (c, h, w) = sample.image.dim();
-        let image =
-            Tensor::from_iter(sample.image.iter().copied(), device)?.reshape((c / 3, 3, h, w))?;
+        let (_, h, w) = sample.image.dim();
+        let image = pixels(&sample.image, device)?;
         let (height, width) = match config.eval.mode {
             EvalMode::Slide { crop, .. } => (crop.min(h), crop.min(w)),
             EvalMode::Whole => (h, w),

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use image::RgbImage;
 use ndarray::Array2;
 use rescatter::backbone::Pass;
-use rescatter::data::transforms::{Axis, Frame, Geometry, Labels, Pipeline};
+use rescatter::data::transforms::{Axis, Geometry, Labels, Pipeline};
 use rescatter::metrics::best;
 use rescatter::model::Model;
-use rescatter::rng::{Purpose, Rng};
 use rescatter::{Error, Result};
 
-use crate::images::dispatching_layers;
+use crate::images::{pixels, transformed};
 use crate::kept::Kept;
 use crate::run::{Trained, Which};
 use crate::token_map::worked_grids;
@@ -87,7 +85,7 @@ impl ClassPredictor {
 
     /// How many layers dispatch tokens, and so the largest value of a token map.
     pub fn dispatching_layers(&self) -> usize {
-        dispatching_layers(&self.model.backbone)
+        self.model.backbone.dispatched_parts()
     }
 
     /// Classifies one image.
@@ -95,22 +93,15 @@ impl ClassPredictor {
     /// # Errors
     /// If it is too small for the transforms.
     pub fn predict(&self, image: &RgbImage) -> Result<Classified> {
-        // The transforms of an evaluation draw nothing.
-        let mut stream = Rng::new(0).stream(Purpose::Augment, 0, 0);
-        let done = self.pipeline.apply(Frame::new(image.clone()), String::new(), &mut stream)?;
-        let (channels, height, width) = done.image.dim();
-        let device = self.model.params.device();
-        let input = Tensor::from_iter(done.image.iter().copied(), device)?;
-        let input = input.reshape((1, channels, height, width))?;
+        let done = transformed(&self.pipeline, image)?;
+        let input = pixels(&done.image, self.model.params.device())?;
         let features = self.model.backbone.forward(&input, &Pass::Infer)?;
-        let logits = self.model.head.forward(&features)?.detach();
-        let probabilities = rescatter::ops::softmax(&logits)?.squeeze(0)?.to_vec1()?;
+        let (logits, probabilities) = self.model.head.answer(&features)?;
         let mut kept = Kept::default();
         kept.count(&features.kept)?;
         let size = (image.height() as usize, image.width() as usize);
         let worked = worked_grids(&features)?.into_iter().next();
         let token_map = worked.map(|grid| on_disk(&grid, &done.geometry, features.stride_px, size));
-        let logits = logits.squeeze(0)?.to_vec1()?;
         Ok(Classified { logits, probabilities, token_map, kept })
     }
 }

@@ -95,6 +95,16 @@ impl ClassifierHead {
         ops::linear(&self.pooled(features)?, &self.weight, Some(&self.bias))
     }
 
+    /// What it says of a single image: logits, and their softmax.
+    ///
+    /// # Errors
+    /// As [`ClassifierHead::forward`], and if there are several images.
+    pub(crate) fn answer(&self, features: &Features) -> Result<(Vec<f32>, Vec<f32>)> {
+        let logits = self.forward(features)?.detach();
+        let probabilities = ops::softmax(&logits)?.squeeze(0)?.to_vec1()?;
+        Ok((logits.squeeze(0)?.to_vec1()?, probabilities))
+    }
+
     /// The tokens that stand for the images, `[B, C]`.
     ///
     /// # Errors

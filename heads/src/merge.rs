@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use rescatter::backbone::{Features, Pass};
 use rescatter::config::TuningConfig;
-use rescatter::head::{StepContext, World};
+use rescatter::head::StepContext;
 use rescatter::rng::{Purpose, Rng};
 use rescatter::{Error, Result};
 
@@ -72,15 +72,7 @@ fn difference(one: &TaskModel, other: &TaskModel) -> Result<f64> {
     let values = (0..shape.0 * shape.1 * shape.2 * shape.3).map(|_| stream.normal() as f32);
     let images = Tensor::from_vec(values.collect(), shape, one.params().device())?;
     let (rng, samples) = (Rng::new(0), [0; IMAGES]);
-    let ctx = StepContext {
-        training: false,
-        update_stats: false,
-        rng: &rng,
-        step: 0,
-        progress: 0.0,
-        samples: &samples,
-        world: &World::SINGLE,
-    };
+    let ctx = StepContext::still(&rng, &samples);
     let features = |model: &TaskModel| model.backbone().forward(&images, &Pass::Complete(&ctx));
     let (one, other) = (features(one)?, features(other)?);
     let mut worst = 0f64;

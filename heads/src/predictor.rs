@@ -12,7 +12,7 @@ use rescatter::data::transforms::{Labels, Pipeline};
 use rescatter::model::Model;
 use rescatter::{Error, Result};
 
-use crate::images::{dispatching_layers, input};
+use crate::images::input;
 use crate::run::{Trained, Which};
 use crate::segmentation::inference::{Segmentation, Segmenter};
 use crate::token_map::nearest;
@@ -128,7 +128,7 @@ impl Predictor {
 
     /// How many layers dispatch tokens, and so the largest value of a token map.
     pub fn dispatching_layers(&self) -> usize {
-        dispatching_layers(&self.model.backbone)
+        self.model.backbone.dispatched_parts()
     }
 
     /// Segments one image.

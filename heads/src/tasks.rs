@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use image::RgbImage;
+use rescatter::Error;
 use rescatter::Result;
 use rescatter::backbone::{Features, Pass};
 use rescatter::data::LabelMap;
 use rescatter::data::transforms::{Labels, Pipeline};
-use rescatter::head::{Head, ImageMeta};
+use rescatter::head::Head;
 use rescatter::model::Model;
-use rescatter::{Error, ops};
 
 use crate::extension::{AnyHead, EarlierHead};
 use crate::images::input;
@@ -79,25 +78,19 @@ impl TasksPredictor {
         let mut answers = Vec::with_capacity(self.earlier.len() + 1);
         for earlier in &self.earlier {
             answers.push(match &earlier.head {
-                AnyHead::Classification(head) => classification(head, &features, &meta)?,
+                AnyHead::Classification(head) => classification(head, &features)?,
                 AnyHead::Segmentation(head) => {
                     let scores = head.predict(&features, &meta)?.swap_remove(0);
                     Answer::Segmentation(scores.labels()?)
                 }
             });
         }
-        answers.push(classification(&self.model.head, &features, &meta)?);
+        answers.push(classification(&self.model.head, &features)?);
         Ok(answers)
     }
 }
 
-fn classification(
-    head: &ClassifierHead,
-    features: &Features,
-    meta: &[ImageMeta],
-) -> Result<Answer> {
-    let logits = head.predict(features, meta)?.swap_remove(0);
-    let scores = Tensor::new(logits.as_slice(), &candle_core::Device::Cpu)?;
-    let probabilities = ops::softmax(&scores.unsqueeze(0)?)?.squeeze(0)?.to_vec1()?;
+fn classification(head: &ClassifierHead, features: &Features) -> Result<Answer> {
+    let (logits, probabilities) = head.answer(features)?;
     Ok(Answer::Classification { logits, probabilities })
 }

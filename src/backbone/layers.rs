@@ -24,6 +24,6 @@ pub(super) fn layer_scale(dims: &super::Dims, scope: &Scope) -> Result<Option<Te
 }
 
 /// The same pair without gradient, sharing its storage.
-pub(super) fn detached((weight, bias): &(Tensor, Tensor)) -> (Tensor, Tensor) {
+pub(crate) fn detached((weight, bias): &(Tensor, Tensor)) -> (Tensor, Tensor) {
     (weight.detach(), bias.detach())
 }

@@ -18,6 +18,7 @@ mod vit;
 
 pub use crate::dispatch::Pass;
 pub use dims::Dims;
+pub(crate) use layers::detached;
 pub use pos_embed::resize_pos_embed;
 pub use vit::Vit;
 

@@ -278,8 +278,12 @@ impl Vit {
 
     /// The number of learned dispatchers, and so of calibrated thresholds.
     pub fn dispatchers(&self) -> usize {
-        let DispatchConfig { variant, select, .. } = self.dispatch;
-        if select.learns() { variant.dispatched().len() * self.dims.depth } else { 0 }
+        if self.dispatch.select.learns() { self.dispatched_parts() } else { 0 }
+    }
+
+    /// How many times tokens are dispatched, by learned dispatchers or at random.
+    pub fn dispatched_parts(&self) -> usize {
+        self.dispatch.variant.dispatched().len() * self.dims.depth
     }
 
     /// Whether inference waits for [`Vit::set_thresholds`].

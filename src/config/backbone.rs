@@ -24,7 +24,7 @@ pub struct BackboneConfig {
     #[serde(default)]
     pub layer_scale: bool,
     /// Whether there is a class token. ViTDet drops that of its pretrained weights, and windows need it dropped.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub cls_token: bool,
     /// Register tokens after the class token.
     #[serde(default)]
@@ -122,8 +122,4 @@ impl Arch {
             Self::VitH => (1280, 32, 16),
         }
     }
-}
-
-fn yes() -> bool {
-    true
 }

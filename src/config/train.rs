@@ -167,7 +167,7 @@ pub struct TrainConfig {
     /// Images per micro-batch and process.
     pub batch_size: usize,
     /// Micro-batches per step.
-    #[serde(default = "one")]
+    #[serde(default = "super::one")]
     pub accumulate: usize,
     /// Largest global gradient norm; `null` does not clip.
     #[serde(default)]
@@ -235,9 +235,6 @@ pub enum EvalMode {
     },
 }
 
-fn one() -> usize {
-    1
-}
 fn default_checkpoint_every() -> u64 {
     1000
 }

@@ -15,7 +15,7 @@ pub enum TransformConfig {
         #[serde(default = "unit_range")]
         ratio_range: [f64; 2],
         /// Whether the aspect ratio stays (the image then fits into `size`).
-        #[serde(default = "yes")]
+        #[serde(default = "super::yes")]
         keep_ratio: bool,
         /// The shorter side is at least this.
         #[serde(default)]
@@ -178,9 +178,6 @@ pub enum Fill {
     Noise,
 }
 
-fn yes() -> bool {
-    true
-}
 fn unit() -> f64 {
     1.0
 }

@@ -66,7 +66,7 @@ pub struct AdapterConfig {
     #[serde(default)]
     pub dropout: f64,
     /// Experts merged per image (\[DyT\] Eq. 7); 1 is the plain adapter.
-    #[serde(default = "one")]
+    #[serde(default = "super::one")]
     pub experts: usize,
     /// Where it acts.
     #[serde(default)]
@@ -163,11 +163,11 @@ pub struct MemoryConfig {
     /// m, per layer.
     pub tokens: usize,
     /// Whether the rows join before the layer norm, and so pass it.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub before_norm: bool,
     /// Whether patches see the rows; otherwise the class token alone does. Of an added task it always is its class token
     /// alone.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub patches_read: bool,
     /// m of every earlier task (0: it has none) where this run adds one to them; `extends` fills it in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -176,12 +176,6 @@ pub struct MemoryConfig {
 
 fn over_time() -> [usize; 3] {
     [3, 1, 1]
-}
-fn one() -> usize {
-    1
-}
-fn yes() -> bool {
-    true
 }
 fn default_adapter_scale() -> f64 {
     0.1

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::backbone::detached;
 use crate::config::AdapterConfig;
 use crate::ops;
 use crate::params::{Init, Scope};
@@ -39,7 +40,6 @@ impl Adapter {
     }
 
     pub(super) fn detached(&self) -> Self {
-        let detached = |(weight, bias): &(Tensor, Tensor)| (weight.detach(), bias.detach());
         Self { down: detached(&self.down), up: detached(&self.up), ..*self }
     }
 

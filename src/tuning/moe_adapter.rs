@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::adapter::dropped;
+use crate::backbone::detached;
 use crate::config::AdapterConfig;
 use crate::ops;
 use crate::params::{Init, Scope};
@@ -46,7 +47,6 @@ impl MoeAdapter {
     }
 
     pub(super) fn detached(&self) -> Self {
-        let detached = |(weight, bias): &(Tensor, Tensor)| (weight.detach(), bias.detach());
         Self {
             down: detached(&self.down),
             up: detached(&self.up),

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::backbone::TokenGrid;
+use crate::backbone::{TokenGrid, detached};
 use crate::config::StAdapterConfig;
 use crate::ops;
 use crate::params::{Init, Scope};
@@ -40,7 +40,6 @@ impl StAdapter {
     }
 
     pub(super) fn detached(&self) -> Self {
-        let detached = |(weight, bias): &(Tensor, Tensor)| (weight.detach(), bias.detach());
         Self { down: detached(&self.down), conv: detached(&self.conv), up: detached(&self.up) }
     }
 

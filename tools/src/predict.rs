@@ -61,6 +61,17 @@ pub(crate) struct Args {
     overrides: Vec<String>,
 }
 
+impl Args {
+    /// Refuses what only models with dense maps can write.
+    fn refuse_maps(&self) -> Result<()> {
+        if self.features || self.ade20k_submission {
+            let what = "`--features` and `--ade20k-submission` are for segmentation models";
+            return Err(Error::usage(what).into());
+        }
+        Ok(())
+    }
+}
+
 /// Runs `rescatter predict`.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let trained =

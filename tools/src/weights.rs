@@ -31,7 +31,7 @@ enum Command {
     /// Write a run as one file for deployment: frozen and trained weights, config and thresholds.
     Export(export::Args),
     /// Fold LoRA, RLRR, SSF and (IA)³ into plain weights, prove that nothing changed, and write one file for deployment.
-    Merge(merge::Args),
+    Merge(export::Args),
     /// Export a run without the parts of blocks that its images never activate, and say what that saves.
     Prune(prune::Args),
     /// List the pretrained checkpoints that can be loaded, and where they are published.

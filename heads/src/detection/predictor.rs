@@ -10,7 +10,7 @@ use rescatter::model::Model;
 use rescatter::{Error, Result};
 
 use super::{Detector, Object, at_original};
-use crate::images::{dispatching_layers, input};
+use crate::images::input;
 use crate::kept::Kept;
 use crate::run::{Trained, Which};
 use crate::token_map::nearest;
@@ -77,7 +77,7 @@ impl DetectionPredictor {
 
     /// How many layers dispatch tokens, and so the largest value of a token map.
     pub fn dispatching_layers(&self) -> usize {
-        dispatching_layers(&self.model.backbone)
+        self.model.backbone.dispatched_parts()
     }
 
     /// Detects the objects of one image.

@@ -54,7 +54,7 @@ impl ConvModule {
         let (mut first, mut sum) = (0, None);
         for part in parts {
             let channels = part.dim(1)?;
-            let weight = self.weight.narrow(1, first, channels)?.contiguous()?;
+            let weight = self.weight.narrow(1, first, channels)?;
             let mixed = ops::conv3x3_of_resized(part, &weight, size)?;
             sum = Some(match sum {
                 None => mixed,

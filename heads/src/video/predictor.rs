@@ -14,7 +14,7 @@ use rescatter::model::Model;
 use rescatter::{Error, Result};
 
 use super::{Guess, best, mean};
-use crate::images::{dispatching_layers, input};
+use crate::images::input;
 use crate::kept::Kept;
 use crate::run::{Trained, Which};
 use crate::token_map::worked_grids;
@@ -103,7 +103,7 @@ impl VideoPredictor {
 
     /// How many layers dispatch tokens, and so the largest value of a token map.
     pub fn dispatching_layers(&self) -> usize {
-        dispatching_layers(&self.model.backbone)
+        self.model.backbone.dispatched_parts()
     }
 
     /// Classifies `windows` clips of a video file or a folder of frames, spread over its time; by default as many dense

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use image::RgbImage;
 use image::imageops::{FilterType, resize};
-use rescatter::{Error, data, draw, fs};
+use rescatter::{data, draw, fs};
 use rescatter_heads::ClassPredictor;
 use rescatter_heads::classification::Classified;
 use serde_json::{Value, json};
@@ -28,10 +28,7 @@ pub(super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// Writes the legend of the token maps, if there are any.
     pub(super) fn new(args: &'a Args, predictor: ClassPredictor) -> Result<Self> {
-        if args.features || args.ade20k_submission {
-            let what = "`--features` and `--ade20k-submission` are for segmentation models";
-            return Err(Error::usage(what).into());
-        }
+        args.refuse_maps()?;
         let layers = predictor.dispatching_layers();
         if layers > 0 {
             let legend = draw::heat_legend((0.0, layers as f32), "layers that worked on a patch");

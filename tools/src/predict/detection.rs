@@ -23,10 +23,7 @@ pub(super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// Writes the legend, which is the same for all images.
     pub(super) fn new(args: &'a Args, predictor: DetectionPredictor) -> Result<Self> {
-        if args.features || args.ade20k_submission {
-            let what = "`--features` and `--ade20k-submission` are for segmentation models";
-            return Err(Error::usage(what).into());
-        }
+        args.refuse_maps()?;
         let palette = draw::palette(predictor.classes().len());
         let layers = predictor.dispatching_layers();
         save(&args.output.join("legend.png"), &legend(predictor.classes(), &palette, layers))?;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use rescatter::data::{self, LabelMap};
+use rescatter::fs;
 use rescatter::metrics::best;
-use rescatter::{Error, fs};
 use rescatter_heads::tasks::{Answer, TasksPredictor};
 use serde_json::{Map, Value, json};
 
@@ -22,10 +22,7 @@ pub(super) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     pub(super) fn new(args: &'a Args, predictor: TasksPredictor) -> Result<Self> {
-        if args.features || args.ade20k_submission {
-            let what = "`--features` and `--ade20k-submission` are for segmentation models";
-            return Err(Error::usage(what).into());
-        }
+        args.refuse_maps()?;
         Ok(Self { args, predictor })
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use image::RgbImage;
-use rescatter::{Error, draw, fs};
+use rescatter::{draw, fs};
 use rescatter_heads::VideoPredictor;
 use rescatter_heads::video::{Guess, VideoPrediction, Window, best};
 use serde_json::{Value, json};
@@ -22,10 +22,7 @@ pub(super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// `pixels` leads back from the model's input.
     pub(super) fn new(args: &'a Args, predictor: VideoPredictor, pixels: Pixels) -> Result<Self> {
-        if args.features || args.ade20k_submission {
-            let what = "`--features` and `--ade20k-submission` are for segmentation models";
-            return Err(Error::usage(what).into());
-        }
+        args.refuse_maps()?;
         Ok(Self { args, predictor, pixels })
     }
 

@@ -8,7 +8,7 @@ use rescatter::config::{
     AdapterConfig, BackboneConfig, DispatchConfig, Placement, TomeConfig, TuningConfig, Variant,
 };
 use rescatter::dispatch::{KeptStats, distill_term, rate_term};
-use rescatter::head::{Losses, StepContext, Term, World};
+use rescatter::head::{Losses, StepContext, Term};
 use rescatter::ops::{self, CrossEntropy};
 use rescatter::params::{Init, ParamStore};
 use rescatter::rng::Rng;
@@ -123,16 +123,8 @@ pub(super) fn training(fixture: &Fixture) -> Result<Option<Outputs>> {
     let noise = noise.collect::<Result<Vec<_>>>()?;
     let tau: f64 = fixture.hyper("tau")?;
     let (_, student, kept) = net.logits(&image, &Pass::GivenNoise { noise: &noise, tau })?;
-    let (rng, world) = (Rng::new(0), World::SINGLE);
-    let ctx = StepContext {
-        training: false,
-        update_stats: false,
-        rng: &rng,
-        step: 0,
-        progress: 0.0,
-        samples: &[],
-        world: &world,
-    };
+    let rng = Rng::new(0);
+    let ctx = StepContext::still(&rng, &[]);
     let (_, complete, _) = net.logits(&image, &Pass::Complete(&ctx))?;
     let task = |name: &'static str, logits: &Tensor| -> Result<Term> {
         let (sum, count) = ops::cross_entropy(logits, &labels, &CrossEntropy::default())?;

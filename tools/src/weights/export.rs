@@ -9,17 +9,17 @@ use rescatter::engine::checkpoint::{Checkpoint, Meta, Thresholds, export};
 use rescatter_heads::run::Which;
 use rescatter_heads::{Config, TaskModel, Trained};
 
-/// Arguments of `rescatter weights export`.
+/// Arguments of `rescatter weights export` and `merge`.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a run.
-    run: PathBuf,
+    /// The folder of a run, or an exported file.
+    pub(super) run: PathBuf,
     /// The safetensors file to write; `eval` and `predict` take it in place of the run.
     #[arg(long, value_name = "FILE")]
-    output: PathBuf,
+    pub(super) output: PathBuf,
     /// Which checkpoint of the run.
     #[arg(long, value_name = "WHICH", default_value = "best")]
-    checkpoint: Choice,
+    pub(super) checkpoint: Choice,
 }
 
 /// The value of `--checkpoint`.

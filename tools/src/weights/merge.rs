@@ -1,26 +1,11 @@
 //! `rescatter weights merge`.
 
-use std::path::PathBuf;
-
 use rescatter::Result;
 use rescatter::engine::checkpoint::export;
 use rescatter_heads::Trained;
 use rescatter_heads::merge::{TOLERANCE, merged};
 
-use super::export::{Choice, deployed, known};
-
-/// Arguments of `rescatter weights merge`.
-#[derive(clap::Args)]
-pub(super) struct Args {
-    /// The folder of a run, or an exported file.
-    run: PathBuf,
-    /// The safetensors file to write; `eval` and `predict` take it in place of the run.
-    #[arg(long, value_name = "FILE")]
-    output: PathBuf,
-    /// Which checkpoint of the run.
-    #[arg(long, value_name = "WHICH", default_value = "best")]
-    checkpoint: Choice,
-}
+use super::export::{Args, deployed, known};
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let which = args.checkpoint.into();
