@@ -1,6 +1,10 @@
 //! Matrix products over slices: `C = alpha · A · B + beta · C` in f32 with any strides, bounds checked.
+//!
+//! Every thread computes its own part of C and packs what it needs for it; the product library's own threads would wait
+//! while one of them packs.
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +102,6 @@ fn assert_inside(
 ///
 /// # Panics
 /// If the shapes do not fit together.
-#[allow(unsafe_code)]
 pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: MatMut, threads: Threads) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert!(
@@ -108,37 +111,96 @@ pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: MatMut, threads: Threads) 
         c.rows,
         c.cols
     );
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::Pool => match rayon::current_num_threads() {
-            1 => Parallelism::None,
-            n => Parallelism::Rayon(n),
-        },
+    let threads = match threads {
+        Threads::One => 1,
+        Threads::Pool => rayon::current_num_threads().min(m * k * n / WORTH_A_THREAD).max(1),
     };
-    // SAFETY: the constructors checked that every element lies inside its slice and that no two elements of C share a
-    // place; C is borrowed exclusively, so it cannot overlap A or B.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.data.as_mut_ptr(),
-            c.col_stride as isize,
-            c.row_stride as isize,
-            beta != 0.0,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let product = Product {
+        alpha,
+        a,
+        b,
+        beta,
+        c: c.data.as_mut_ptr(),
+        strides: (c.row_stride, c.col_stride),
+    };
+    let (high, wide) = parts((m, n), threads);
+    // Edges of the kernel's blocks: 64 along the contiguous side of C, 6 along the other.
+    let (down, across) = if c.col_stride == 1 { (6, 64) } else { (64, 6) };
+    let (height, width) = (share(m, high, down), share(n, wide, across));
+    let (high, wide) = (m.div_ceil(height), n.div_ceil(width));
+    let part = |i: usize| {
+        let (top, left) = (i / wide * height, i % wide * width);
+        product.part((top, height.min(m - top)), (left, width.min(n - left)));
+    };
+    match high * wide {
+        1 => part(0),
+        parts => (0..parts).into_par_iter().with_max_len(1).for_each(part),
+    }
+}
+
+/// Multiply-adds below which another thread costs more than it saves.
+const WORTH_A_THREAD: usize = 1 << 18;
+
+/// Into how many parts of rows and of columns C is cut for `threads`: as many as threads, so that the copies which the
+/// parts make of A and B (each of its rows and of its columns) are the smallest.
+fn parts((m, n): (usize, usize), threads: usize) -> (usize, usize) {
+    let cuts = (1..=threads).filter(|high| threads.is_multiple_of(*high));
+    cuts.map(|high| (high, threads / high))
+        .min_by_key(|(high, wide)| m * wide + n * high)
+        .unwrap_or((1, 1))
+}
+
+/// The length of one of `parts` of `whole`, a multiple of `unit`.
+fn share(whole: usize, parts: usize, unit: usize) -> usize {
+    if parts == 1 { whole.max(1) } else { whole.div_ceil(parts).next_multiple_of(unit) }
+}
+
+/// A product whose result can be computed in parts.
+struct Product<'a> {
+    alpha: f32,
+    a: Mat<'a>,
+    b: Mat<'a>,
+    beta: f32,
+    c: *mut f32,
+    strides: (usize, usize),
+}
+
+// SAFETY: `c` stands for an exclusive borrow that outlives the product, and parts that run at the same time write
+// different elements of it.
+#[allow(unsafe_code)]
+unsafe impl Sync for Product<'_> {}
+
+impl Product<'_> {
+    /// The elements of C in `height` rows from `top` on and `width` columns from `left` on.
+    #[allow(unsafe_code)]
+    fn part(&self, (top, height): (usize, usize), (left, width): (usize, usize)) {
+        let Self { alpha, a, b, beta, c, strides } = *self;
+        // SAFETY: the constructors checked that every element lies inside its slice and that no two elements of C share a
+        // place, and `gemm` that the shapes fit and the part lies inside; C is borrowed exclusively, so it cannot overlap
+        // A or B. A product without elements reads and writes nothing.
+        unsafe {
+            gemm::gemm(
+                height,
+                width,
+                a.cols,
+                c.wrapping_add(top * strides.0 + left * strides.1),
+                strides.1 as isize,
+                strides.0 as isize,
+                beta != 0.0,
+                a.data.as_ptr().wrapping_add(top * a.row_stride),
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr().wrapping_add(left * b.col_stride),
+                b.col_stride as isize,
+                b.row_stride as isize,
+                beta,
+                alpha,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
     }
 }
 
@@ -171,6 +233,38 @@ mod tests {
             Threads::Pool,
         );
         assert_eq!(c, [4.0, 3.0, 6.0, 4.0]);
+    }
+
+    #[test]
+    fn parts_of_a_product_are_those_of_the_whole() {
+        let values = |count: usize, seed: usize| -> Vec<f32> {
+            (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1000) as f32 / 500.0 - 1.0).collect()
+        };
+        for (m, k, n) in [(1, 1, 1), (200, 64, 300), (301, 97, 83), (7, 900, 1500), (1500, 900, 7)]
+        {
+            let (a, b, old) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
+            for strides in [(n, 1), (1, m)] {
+                let run = |threads| {
+                    let mut c = old.clone();
+                    let target = MatMut::strided(&mut c, (m, n), strides);
+                    gemm(0.5, Mat::new(&a, m, k), Mat::new(&b, k, n), 1.0, target, threads);
+                    c
+                };
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(6).build().unwrap();
+                let apart = pool.install(|| run(Threads::Pool));
+                let far = run(Threads::One).into_iter().zip(apart).map(|(x, y)| (x - y).abs());
+                assert!(far.fold(0.0, f32::max) <= 1e-6 * k as f32, "{m}×{k}×{n} {strides:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_cut_where_the_least_is_packed_twice() {
+        assert_eq!(parts((1025, 3072), 1), (1, 1));
+        assert_eq!(parts((1025, 3072), 2), (1, 2));
+        assert_eq!(parts((1025, 768), 2), (2, 1));
+        assert_eq!(parts((1000, 1000), 4), (2, 2));
+        assert_eq!(parts((4000, 64), 4), (4, 1));
     }
 
     #[test]
