@@ -31,7 +31,6 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
     let patches = frames * grid.0 * grid.1;
     match &config.head {
         HeadConfig::Upernet(head) => {
-            flops::dyt_pyramid(&mut count, dims.dim, grid);
             upernet(&mut count, head, (dims.dim, pass.classes), grid);
         }
         HeadConfig::Linear(head) => {
@@ -67,12 +66,25 @@ fn upernet(
     let (top, finest) = ((rows / 2, columns / 2), (4 * rows, 4 * columns));
     let area = |size: (usize, usize)| size.0 * size.1;
     let finer = area(finest) + 4 * rows * columns + rows * columns;
+    // Enlarging by a transposed convolution and the lateral convolution after it, for the two finer levels (the finest is
+    // enlarged twice), then the lateral convolution of the third.
+    let enlarge = |pixels: usize| 4 * pixels * input * input;
+    let lateral = |pixels: usize| pixels * input * c;
+    let (patches, mut executed) = (rows * columns, 0);
+    for pixels in [4 * patches, patches] {
+        executed += match ops::mixing_first_pays(pixels, [input, input, c]) {
+            true => 4 * (lateral(pixels) + input * input * c),
+            false => enlarge(pixels) + lateral(4 * pixels),
+        };
+    }
+    let nominal = enlarge(4 * patches) + enlarge(patches) + lateral(16 * patches + 4 * patches);
+    let rest = enlarge(patches) + lateral(patches);
+    add(count, "pyramid and lateral convolutions", (nominal, executed), (rest, rest));
     let scales = || head.pool_scales.iter().map(|&scale| (scale, scale));
     let pooled: usize = scales().map(|scale| area(scale) * input * c).sum();
     let direct = pooled + area(top) * 9 * input * c;
     let bottleneck = joined(scales(), top, c);
     add(count, "decode head: pyramid pooling", (direct, direct), bottleneck);
-    same(count, "decode head: lateral convolutions", finer * input * c);
     same(count, "decode head: level convolutions", finer * 9 * c * c);
     let levels = [finest, (2 * rows, 2 * columns), (rows, columns), top];
     add(count, "decode head: fuse convolution", (0, 0), joined(levels.into_iter(), finest, c));

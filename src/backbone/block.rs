@@ -191,10 +191,10 @@ impl Block {
     ) -> Result<Tensor> {
         let Some(attn) = &self.attn else { return Ok(x.clone()) };
         match active {
-            Active::All => x + self.dropped(self.tuning.attend(attn, x, grid)?, 0, pass)?,
+            Active::All => ops::add(x, &self.dropped(self.tuning.attend(attn, x, grid)?, 0, pass)?),
             Active::Masked(mask) => {
                 let attended = attn.forward(x, grid, Some(&mask.detach()))?;
-                x + self.dropped(masked(&attended, mask)?, 0, pass)?
+                ops::add(x, &self.dropped(masked(&attended, mask)?, 0, pass)?)
             }
             Active::Rows(rows) => attn.gathered(x, grid, rows),
         }
@@ -207,15 +207,17 @@ impl Block {
             return Ok(x.clone());
         };
         let attended = self.dropped(attn.forward(x, grid, merger.sizes())?, 0, pass)?;
-        merger.merge(&(x + attended)?, &attn.mean_keys(x)?)
+        merger.merge(&ops::add(x, &attended)?, &attn.mean_keys(x)?)
     }
 
     /// x + m·MLP(x).
     fn feed(&self, x: &Tensor, active: &Active, pass: &Pass) -> Result<Tensor> {
         let Some(mlp) = &self.mlp else { return Ok(x.clone()) };
         match active {
-            Active::All => x + self.dropped(mlp.forward(x, None)?, 1, pass)?,
-            Active::Masked(mask) => x + self.dropped(mlp.forward(x, Some(mask))?, 1, pass)?,
+            Active::All => ops::add(x, &self.dropped(mlp.forward(x, None)?, 1, pass)?),
+            Active::Masked(mask) => {
+                ops::add(x, &self.dropped(mlp.forward(x, Some(mask))?, 1, pass)?)
+            }
             Active::Rows(rows) => mlp.gathered(x, rows),
         }
     }
@@ -233,8 +235,9 @@ impl Block {
         };
         // The inactive tokens ask too: the gradient of their mask needs their z.
         let attended = self.dropped(attn.forward(x, grid, Some(&mask.detach()))?, 0, pass)?;
-        let fed = self.dropped(mlp.forward(&(x + &attended)?, Some(mask))?, 1, pass)?;
-        (x + masked(&attended, mask)?)? + fed
+        let passed = ops::add(x, &attended)?;
+        let fed = self.dropped(mlp.forward(&passed, Some(mask))?, 1, pass)?;
+        ops::add(&ops::add(x, &masked(&attended, mask)?)?, &fed)
     }
 
     /// Stochastic depth on the branch `half` (0 attention, 1 MLP).

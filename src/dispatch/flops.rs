@@ -208,13 +208,6 @@ fn attention(
     }
 }
 
-/// Appends the pyramid [`crate::backbone::pyramid::DytPyramid`] over maps of `grid` (rows, columns) and `dim` channels.
-pub fn dyt_pyramid(count: &mut FlopCount, dim: usize, grid: (usize, usize)) {
-    // fpn1.0 and fpn2.0 on h·w, fpn1.2 on 4·h·w positions, each with 2 × 2 outputs.
-    let macs = 6.0 * 4.0 * (grid.0 * grid.1 * dim * dim) as f64;
-    count.add("pyramid", macs, macs);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,10 @@
-//! Transposed convolution with kernel 2 and stride 2: every pixel becomes a block of 2×2 pixels.
+//! Transposed convolution with kernel 2 and stride 2: every pixel becomes a block of 2×2 pixels. With a 1×1 convolution after
+//! it, it is one transposed convolution.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::conv2d::{Conv2d, Geometry, channel_sums};
+use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::{slice, values};
 use super::{count, fusible};
 
@@ -34,6 +36,44 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
         Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(out),
     }
+}
+
+/// The transposed convolution that `weight` `[C, D, 2, 2]` and `bias` `[D]` followed by the 1×1 convolution `mix`
+/// `[O, D, 1, 1]` make: `[C, O, 2, 2]` and `[O]`. Without gradient.
+///
+/// # Errors
+/// If the shapes do not fit together.
+pub fn mix_deconvolution(weight: &Tensor, bias: &Tensor, mix: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (inputs, between, kh, kw) = weight.dims4()?;
+    if mix.dims4()? != (mix.dim(0)?, between, 1, 1) || (kh, kw) != (2, 2) {
+        bail!("mix_deconvolution: {:?} cannot mix the outputs of {:?}", mix.dims(), weight.dims());
+    }
+    let (weight, mix) =
+        (weight.detach().contiguous()?, mix.detach().flatten_from(1)?.contiguous()?);
+    let bias = mix.matmul(&bias.detach().unsqueeze(1)?)?.squeeze(1)?;
+    if !fusible(&[&weight, &mix]) {
+        let mixed = mix.unsqueeze(0)?.broadcast_matmul(&weight.reshape((inputs, between, 4))?)?;
+        return Ok((mixed.reshape((inputs, (), 2, 2))?, bias));
+    }
+    count("mix_deconvolution");
+    let outputs = mix.dim(0)?;
+    let (weight, mix) = (values(&weight)?, values(&mix)?);
+    let mut mixed = vec![0f32; inputs * outputs * 4];
+    for tap in 0..4 {
+        // Channels by inputs, at one of the four pixels.
+        let old = Mat::strided(&weight[tap..], (between, inputs), (4, 4 * between));
+        let new = MatMut::strided(&mut mixed[tap..], (outputs, inputs), (4, 4 * outputs));
+        gemm(1.0, Mat::new(&mix, outputs, between), old, 0.0, new, Threads::Pool);
+    }
+    Ok((Tensor::from_vec(mixed, (inputs, outputs, 2, 2), &Device::Cpu)?, bias))
+}
+
+/// Whether [`mix_deconvolution`] saves multiply-adds on a map of `pixels` from `inputs` over `between` to `outputs`
+/// channels.
+pub fn mixing_first_pays(pixels: usize, [inputs, between, outputs]: [usize; 3]) -> bool {
+    let apart = pixels * between * (inputs + outputs);
+    let at_once = pixels * inputs * outputs + inputs * between * outputs;
+    at_once < apart
 }
 
 fn composed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -132,5 +172,42 @@ impl CustomOp3 for Fused {
         let (dx, dw) = self.backward(x, w, &grad)?;
         let db = if bias.track_op() { Some(channel_sums(&grad)?) } else { None };
         Ok((dx, dw, db))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradcheck::relative_difference;
+    use crate::ops::twin::random;
+    use crate::ops::{composed, conv2d, kernel_calls};
+
+    #[test]
+    fn one_deconvolution_stands_for_itself_and_the_convolution_after_it() -> Result<()> {
+        for (inputs, between, outputs) in [(3, 5, 2), (96, 96, 40)] {
+            let x = random(&[2, inputs, 5, 7], 1)?;
+            let (weight, bias) = (random(&[inputs, between, 2, 2], 2)?, random(&[between], 3)?);
+            let mix = random(&[outputs, between, 1, 1], 4)?;
+            let apart = conv_transpose2x2(&x, &weight, Some(&bias))?;
+            let apart = conv2d(&apart, &mix, None, Conv2d::default())?;
+            let before = kernel_calls("mix_deconvolution");
+            let mixed = mix_deconvolution(&weight, &bias, &mix)?;
+            assert!(kernel_calls("mix_deconvolution") > before);
+            for (weight, bias) in [mixed, composed(|| mix_deconvolution(&weight, &bias, &mix))?] {
+                let at_once = conv_transpose2x2(&x, &weight, Some(&bias))?;
+                assert!(relative_difference(&at_once, &apart)? < 1e-6);
+            }
+            assert!(
+                mix_deconvolution(&weight, &bias, &random(&[2, between + 1, 1, 1], 5)?).is_err()
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn it_pays_on_maps_with_more_pixels_than_channels() {
+        assert!(mixing_first_pays(64 * 64, [768, 768, 768]));
+        assert!(mixing_first_pays(32 * 32, [768, 768, 256]));
+        assert!(!mixing_first_pays(16 * 16, [768, 768, 768]));
     }
 }

@@ -5,6 +5,7 @@
 //! [`kernel_calls`] tells whether it ran.
 
 mod activation;
+mod add;
 mod attention;
 mod attention_branch;
 mod attention_reading;
@@ -52,13 +53,14 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Tensor};
 
 pub use activation::Activation;
+pub use add::add;
 pub use attention::{attention, relative_self_attention, self_attention};
 pub use attention_branch::AttentionBranch;
 pub use batch_norm::{BatchNorm, NormMode};
 pub use box_decode::decode_boxes;
 pub use clip_conv::clip_conv;
 pub use conv_of_resized::{conv3x3_of_resized, mixes_before_resizing};
-pub use conv_transpose::conv_transpose2x2;
+pub use conv_transpose::{conv_transpose2x2, mix_deconvolution, mixing_first_pays};
 pub use conv2d::{Conv2d, conv2d};
 pub use dropout::{drop_path, dropout};
 pub use gelu::gelu;

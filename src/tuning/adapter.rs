@@ -50,7 +50,9 @@ impl Adapter {
     pub fn forward(&self, x: &Tensor, streams: &mut [Stream]) -> Result<Tensor> {
         let hidden = ops::linear(x, &self.down.0, Some(&self.down.1))?.relu()?; // [B, N, d]
         let hidden = dropped(hidden, self.dropout, streams)?;
-        ops::linear(&hidden, &self.up.0, Some(&self.up.1))? * self.scale
+        // The few weights are scaled instead of the many tokens.
+        let (weight, bias) = ((&self.up.0 * self.scale)?, (&self.up.1 * self.scale)?);
+        ops::linear(&hidden, &weight, Some(&bias))
     }
 }
 

@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor};
 use crate::backbone::{Dims, TokenGrid};
 use crate::config::{AdapterConfig, Placement, RlrrConfig, TuningConfig};
 use crate::dispatch::Site;
-use crate::ops::AttentionBranch;
+use crate::ops::{self, AttentionBranch};
 use crate::params::Scope;
 use crate::rng::Stream;
 
@@ -153,7 +153,7 @@ impl BlockTuning {
             None => x.clone(),
         };
         match &self.over_time {
-            Some(adapter) => &x + adapter.forward(&x, places)?,
+            Some(adapter) => ops::add(&x, &adapter.forward(&x, places)?),
             None => Ok(x),
         }
     }
@@ -192,8 +192,8 @@ impl BlockTuning {
         };
         let (adapter, mut streams) = (&self.adapters[number].1, streams(number as u16));
         match self.placement {
-            Placement::Parallel => y + adapter.forward(x, &mut streams)?,
-            Placement::Sequential => &y + adapter.forward(&y, &mut streams)?,
+            Placement::Parallel => ops::add(&y, &adapter.forward(x, &mut streams)?),
+            Placement::Sequential => ops::add(&y, &adapter.forward(&y, &mut streams)?),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! only step over weight matters, so a head from mmcv's learns that much slower at the same rate (LOG.md, 2026-11-22).
 
 use candle_core::{Result, Tensor, bail};
+use rescatter::backbone::pyramid::Level;
 use rescatter::head::StepContext;
 use rescatter::ops::{self, BatchNorm, Conv2d, NormMode};
 use rescatter::params::{Init, Scope};
@@ -39,6 +40,18 @@ impl ConvModule {
         self.bn.forward_relu(&ops::conv2d(x, &self.weight, None, conv)?, NormMode::of(ctx))
     }
 
+    /// [`Self::forward`] of a level of the pyramid; the kernel is 1×1. At inference a level that is still to be enlarged is
+    /// enlarged and mixed in one step.
+    ///
+    /// # Errors
+    /// If the channels differ.
+    pub fn forward_level(&self, level: &Level, ctx: Option<&StepContext>) -> Result<Tensor> {
+        match ctx {
+            Some(_) => self.forward(&level.map()?, ctx),
+            None => self.bn.forward_relu(&level.mixed(&self.weight)?, NormMode::Running),
+        }
+    }
+
     /// [`Self::forward`] of `parts` side by side, each `[B, Cᵢ, hᵢ, wᵢ]` resized to `size` first; the kernel is 3×3. Coarse
     /// parts mix their channels before they are resized, which gives the same for less (see
     /// [`ops::conv3x3_of_resized`]).
@@ -58,7 +71,7 @@ impl ConvModule {
             let mixed = ops::conv3x3_of_resized(part, &weight, size)?;
             sum = Some(match sum {
                 None => mixed,
-                Some(sum) => (sum + mixed)?,
+                Some(sum) => ops::add(&sum, &mixed)?,
             });
             first += channels;
         }

@@ -1,6 +1,7 @@
 //! mmsegmentation's `UPerHead`.
 
 use candle_core::{Result, Tensor, bail};
+use rescatter::backbone::pyramid::Level;
 use rescatter::head::StepContext;
 use rescatter::ops;
 use rescatter::params::Scope;
@@ -75,14 +76,14 @@ impl DecodeHead {
     ///
     /// # Errors
     /// If the number of levels or their channels differ from those of the construction.
-    pub fn forward(&self, levels: &[Tensor], ctx: Option<&StepContext>) -> Result<Tensor> {
+    pub fn forward(&self, levels: &[Level], ctx: Option<&StepContext>) -> Result<Tensor> {
         let outputs = self.outputs(levels, ctx)?;
         let fused = self.fpn_bottleneck.forward_joined(&outputs, size_of(&outputs[0])?, ctx)?;
         self.classifier.forward(&fused, ctx)
     }
 
     /// The levels of the feature pyramid, each at its own size.
-    fn outputs(&self, levels: &[Tensor], ctx: Option<&StepContext>) -> Result<Vec<Tensor>> {
+    fn outputs(&self, levels: &[Level], ctx: Option<&StepContext>) -> Result<Vec<Tensor>> {
         let Some((top, finer)) = levels.split_last() else { bail!("`upernet` got no level") };
         if finer.len() != self.lateral_convs.len() {
             bail!(
@@ -91,13 +92,14 @@ impl DecodeHead {
                 levels.len()
             );
         }
+        let top = top.map()?;
         let mut context = vec![top.clone()];
-        context.extend(self.ppm.forward(top, ctx)?);
-        let mut lateral = self.bottleneck.forward_joined(&context, size_of(top)?, ctx)?;
+        context.extend(self.ppm.forward(&top, ctx)?);
+        let mut lateral = self.bottleneck.forward_joined(&context, size_of(&top)?, ctx)?;
         let mut outputs = vec![lateral.clone()];
         for (i, level) in finer.iter().enumerate().rev() {
-            let own = self.lateral_convs[i].forward(level, ctx)?;
-            lateral = (&own + ops::resize_bilinear(&lateral, size_of(&own)?)?)?;
+            let own = self.lateral_convs[i].forward_level(level, ctx)?;
+            lateral = ops::add(&own, &ops::resize_bilinear(&lateral, size_of(&own)?)?)?;
             outputs.push(self.fpn_convs[i].forward(&lateral, ctx)?);
         }
         outputs.reverse();

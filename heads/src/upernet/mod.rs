@@ -135,9 +135,9 @@ impl UperNet {
         let [a, b, c, d] = features.maps.as_slice() else {
             bail!("`upernet` needs four maps, got {}", features.maps.len())
         };
-        let levels = self.pyramid.forward(&[a.clone(), b.clone(), c.clone(), d.clone()])?;
+        let levels = self.pyramid.levels(&[a.clone(), b.clone(), c.clone(), d.clone()])?;
         let auxiliary = match (&self.auxiliary_head, ctx) {
-            (Some(head), Some(_)) => Some(head.forward(&levels[AUX_LEVEL], ctx)?),
+            (Some(head), Some(_)) => Some(head.forward(&levels[AUX_LEVEL].map()?, ctx)?),
             _ => None,
         };
         Ok((self.decode_head.forward(&levels, ctx)?, auxiliary))

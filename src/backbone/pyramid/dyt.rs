@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops;
+use crate::ops::{self, Conv2d};
 use crate::params::{Init, Scope};
 
 /// Four taps of stride p → maps of strides p/4, p/2, p and 2p, all as wide as a token.
@@ -10,6 +10,54 @@ use crate::params::{Init, Scope};
 pub struct DytPyramid {
     fpn1: [(Tensor, Tensor); 2],
     fpn2: (Tensor, Tensor),
+}
+
+/// A level of the pyramid, whose last step may still be to do.
+#[derive(Debug, Clone)]
+pub enum Level {
+    /// `[B, C, h, w]`.
+    Map(Tensor),
+    /// The transposed convolution of `x` `[B, C, h/2, w/2]`.
+    Deconvolution {
+        /// What is to be enlarged.
+        x: Tensor,
+        /// `[C, C, 2, 2]`.
+        weight: Tensor,
+        /// `[C]`.
+        bias: Tensor,
+    },
+}
+
+impl Level {
+    /// The level itself, `[B, C, h, w]`.
+    ///
+    /// # Errors
+    /// If tensor arithmetic fails.
+    pub fn map(&self) -> Result<Tensor> {
+        match self {
+            Self::Map(map) => Ok(map.clone()),
+            Self::Deconvolution { x, weight, bias } => {
+                ops::conv_transpose2x2(x, weight, Some(bias))
+            }
+        }
+    }
+
+    /// The level after the 1×1 convolution `mix` `[O, C, 1, 1]`: `[B, O, h, w]`. For inference: where enlarging and mixing
+    /// become one step, there is no gradient for the weights.
+    ///
+    /// # Errors
+    /// If the channels differ.
+    pub fn mixed(&self, mix: &Tensor) -> Result<Tensor> {
+        if let Self::Deconvolution { x, weight, bias } = self {
+            let (batch, inputs, height, width) = x.dims4()?;
+            let channels = [inputs, weight.dim(1)?, mix.dim(0)?];
+            if ops::mixing_first_pays(batch * height * width, channels) {
+                let (weight, bias) = ops::mix_deconvolution(weight, bias, mix)?;
+                return ops::conv_transpose2x2(x, &weight, Some(&bias));
+            }
+        }
+        ops::conv2d(&self.map()?, mix, None, Conv2d::default())
+    }
 }
 
 impl DytPyramid {
@@ -34,15 +82,26 @@ impl DytPyramid {
     /// # Errors
     /// If the taps do not have the width of the pyramid.
     pub fn forward(&self, taps: &[Tensor; 4]) -> Result<Vec<Tensor>> {
-        let up = |x: &Tensor, (weight, bias): &(Tensor, Tensor)| {
-            ops::conv_transpose2x2(x, weight, Some(bias))
+        self.levels(taps)?.iter().map(Level::map).collect()
+    }
+
+    /// [`Self::forward`] before the last step of each level.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn levels(&self, taps: &[Tensor; 4]) -> Result<[Level; 4]> {
+        let up = |x: Tensor, (weight, bias): &(Tensor, Tensor)| Level::Deconvolution {
+            x,
+            weight: weight.clone(),
+            bias: bias.clone(),
         };
-        let finest = up(&ops::gelu(&up(&taps[0], &self.fpn1[0])?)?, &self.fpn1[1])?;
-        Ok(vec![
-            finest,
-            up(&taps[1], &self.fpn2)?,
-            taps[2].clone(),
-            ops::max_pool2d(&taps[3], 2, 2, 0)?,
+        let [finest, fine, middle, coarse] = taps;
+        let finest = ops::gelu(&up(finest.clone(), &self.fpn1[0]).map()?)?;
+        Ok([
+            up(finest, &self.fpn1[1]),
+            up(fine.clone(), &self.fpn2),
+            Level::Map(middle.clone()),
+            Level::Map(ops::max_pool2d(coarse, 2, 2, 0)?),
         ])
     }
 }

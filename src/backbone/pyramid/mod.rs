@@ -3,5 +3,5 @@
 pub mod dyt;
 pub mod vitdet;
 
-pub use dyt::DytPyramid;
+pub use dyt::{DytPyramid, Level};
 pub use vitdet::SimplePyramid;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
+use rescatter::backbone::pyramid::Level;
 use rescatter::head::{StepContext, World};
 use rescatter::ops::{self, CrossEntropy};
 use rescatter::params::{ParamStore, Role};
@@ -42,7 +43,8 @@ impl Heads {
     }
 
     fn forward(&self, levels: &[Tensor], ctx: Option<&StepContext>) -> Result<(Tensor, Tensor)> {
-        Ok((self.decode.forward(levels, ctx)?, self.auxiliary.forward(&levels[2], ctx)?))
+        let maps: Vec<Level> = levels.iter().cloned().map(Level::Map).collect();
+        Ok((self.decode.forward(&maps, ctx)?, self.auxiliary.forward(&levels[2], ctx)?))
     }
 }
 
