@@ -220,3 +220,29 @@ fn a_full_disk_stops_the_run_and_leaves_nothing_half_written() {
         sandbox.names("run")
     );
 }
+
+#[test]
+fn bench_times_passes_blocks_and_training_steps() {
+    let sandbox = Sandbox::new();
+    let run = |args: &str| -> serde_json::Value {
+        serde_json::from_slice(&sandbox.succeeds(args).stdout).unwrap()
+    };
+    let size = "--size 28x28 --repeat 2 --json";
+    let passes = run(&format!("bench segment.yaml {size} --profile --kept 0.5"));
+    let positive = |value: &serde_json::Value| value.as_f64().unwrap() > 0.0;
+    for kind in ["dense", "skipping"] {
+        assert!(positive(&passes["backbone"][kind]["median_ms"]), "{passes}");
+        assert!(positive(&passes["whole"][kind]["images_per_second"]), "{passes}");
+    }
+    let depth = passes["kept_per_layer"].as_array().unwrap().len();
+    assert_eq!(passes["blocks"].as_array().unwrap().len(), depth, "{passes}");
+    assert!(passes["blocks"].as_array().unwrap().iter().all(|b| positive(&b["dense"]["min_ms"])));
+    let steps = run(&format!("bench segment.yaml {size} --train --batch 2"));
+    assert!(positive(&steps["median_ms"]) && positive(&steps["kept"]), "{steps}");
+    let dense = run(&format!("bench segment.yaml {size} --train dispatch.variant=none"));
+    assert!(dense["kept"].is_null(), "{dense}");
+    let message = sandbox.fails(&format!("bench segment.yaml {size} dispatch.variant=none"));
+    says(&message, &["`dispatch.variant` is `none`"]);
+    let no_train = sandbox.command("bench segment.yaml --train --profile").output().unwrap();
+    assert_eq!(no_train.status.code(), Some(2));
+}

@@ -155,9 +155,25 @@ impl Vit {
         &self,
         images: &Tensor,
         pass: &Pass,
+        look: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<(Tensor, KeptStats)> {
+        self.visit_clips(images, 1, pass, look)
+    }
+
+    /// [`Vit::visit`] for clips of `frames` images each, which adapters over time tell apart.
+    ///
+    /// # Errors
+    /// As [`Vit::visit`], and if the images are no whole clips.
+    pub fn visit_clips(
+        &self,
+        images: &Tensor,
+        frames: usize,
+        pass: &Pass,
         mut look: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<(Tensor, KeptStats)> {
-        self.visit_with_added(images, pass, |index, x, _| look(index, x))
+        let form = Form::new(&self.trunks, pass)?;
+        let passed = self.run(Clips { images, frames }, &form, |index, x, _| look(index, x))?;
+        Ok((passed.tokens, passed.kept))
     }
 
     /// [`Vit::visit`] that shows the class tokens of added tasks too, each `[B, 1, C]`.

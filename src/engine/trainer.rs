@@ -376,7 +376,16 @@ fn scores_json(scores: &[(String, f64)]) -> Map<String, Value> {
 
 /// The most memory that this process ever held (Linux).
 pub fn peak_memory_bytes() -> Option<u64> {
+    memory_bytes("VmHWM:")
+}
+
+/// The memory that this process holds (Linux).
+pub fn resident_memory_bytes() -> Option<u64> {
+    memory_bytes("VmRSS:")
+}
+
+fn memory_bytes(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

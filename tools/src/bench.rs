@@ -1,6 +1,7 @@
 //! `rescatter bench`.
 
 mod report;
+mod step;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,8 +15,8 @@ use rescatter::dispatch::{KeptStats, calibrate_clips};
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::head::{Head, ImageMeta};
 use rescatter::rng::{Purpose, Rng};
-use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
+use rescatter_heads::{Config, TaskModel};
 
 use crate::trained::Checkpoint;
 use report::{Report, Side, Sides};
@@ -44,6 +45,12 @@ pub(crate) struct Args {
     /// Share of the tokens that the skipping model keeps; by default the share that the config aims at.
     #[arg(long)]
     kept: Option<f64>,
+    /// Time whole training steps (losses, gradients, update) of the config's model instead of inference.
+    #[arg(long, conflicts_with = "kept")]
+    train: bool,
+    /// Time every block too.
+    #[arg(long, conflicts_with = "train")]
+    profile: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -63,6 +70,21 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.batch > 0 && args.repeat > 0, "--batch and --repeat must be at least 1");
     let trained = Trained::open(&args.target, args.checkpoint.into(), &args.overrides)?;
     let config = &trained.config;
+    let [rows, columns] = config.backbone.pos_embed_grid;
+    let patch = config.backbone.patch_size;
+    let size = args.size.unwrap_or((rows * patch, columns * patch));
+    if args.train {
+        let frames = frames(config);
+        let images = noise(args.batch * frames, size, trained.model.params().device())?;
+        let (batch, repeat) = (args.batch, args.repeat);
+        let report = step::Bench { trained: &trained, images, batch, size, repeat }.measure()?;
+        if args.json {
+            report.print_json()?
+        } else {
+            report.print_table()?
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     ensure!(
         config.dispatch.variant != Variant::None,
         "the model skips nothing: `dispatch.variant` is `none`"
@@ -74,11 +96,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !(0.0..=1.0).contains(&share) {
         bail!("--kept is a share between 0 and 1, got {share}");
     }
-    let [rows, columns] = config.backbone.pos_embed_grid;
-    let patch = config.backbone.patch_size;
-    let size = args.size.unwrap_or((rows * patch, columns * patch));
     let bench = Bench::new(&trained, share, (args.batch, size))?;
-    let sides = bench.measure(args.repeat)?;
+    let mut sides = bench.measure(args.repeat)?;
+    if args.profile {
+        bench.profile(args.repeat, &mut sides)?;
+    }
     let report = Report::new(&trained, (args.batch, size), sides)?;
     if args.json {
         report.print_json()?
@@ -108,7 +130,7 @@ impl<'a> Bench<'a> {
     ) -> Result<Self> {
         let model = &trained.model;
         let config = &trained.config;
-        let frames = config.data.train.video_list.as_ref().map_or(1, |list| list.frames);
+        let frames = frames(config);
         let images = noise(batch * frames, size, model.params().device())?;
         let taps = config.head.taps(model.backbone().dims().depth);
         let dispatch = DispatchConfig {
@@ -142,6 +164,25 @@ impl<'a> Bench<'a> {
             }
         }
         Ok(sides)
+    }
+
+    /// Seconds per block, the embedding counted with the first; both kinds in turn.
+    fn profile(&self, repeat: usize, sides: &mut Sides) -> Result<()> {
+        for _ in 0..repeat {
+            for (vit, side) in
+                [(&self.dense, &mut sides.dense), (&self.skipping, &mut sides.skipping)]
+            {
+                let (mut last, mut blocks) = (Instant::now(), Vec::new());
+                vit.visit_clips(&self.images, self.frames, &Pass::Infer, |_, x| {
+                    x.device().synchronize()?;
+                    blocks.push(last.elapsed().as_secs_f64());
+                    last = Instant::now();
+                    Ok(())
+                })?;
+                side.blocks.push(blocks);
+            }
+        }
+        Ok(())
     }
 
     /// The pass that warms up: not timed, but its memory and its decisions are looked at.
@@ -188,6 +229,11 @@ impl<'a> Bench<'a> {
         }
         Ok(())
     }
+}
+
+/// Frames per clip; 1 for images.
+fn frames(config: &Config) -> usize {
+    config.data.train.video_list.as_ref().map_or(1, |list| list.frames)
 }
 
 /// Standard normal pixels: what normalised photographs are like on average.

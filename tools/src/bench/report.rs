@@ -17,6 +17,8 @@ pub(super) struct Side {
     pub(super) backbone: Vec<f64>,
     /// Seconds per pass.
     pub(super) whole: Vec<f64>,
+    /// Seconds of every block, pass by pass; empty unless they were asked for.
+    pub(super) blocks: Vec<Vec<f64>>,
     pub(super) kept: f64,
     pub(super) kept_per_layer: Vec<f64>,
     pub(super) peak_memory_bytes: Option<u64>,
@@ -44,6 +46,15 @@ pub(super) struct Report {
     variant: Variant,
     backbone: Comparison,
     whole: Comparison,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    blocks: Vec<BlockTimes>,
+}
+
+/// One block of both models; the first with the embedding.
+#[derive(Serialize)]
+struct BlockTimes {
+    dense: Times,
+    skipping: Times,
 }
 
 /// Dense beside skipping.
@@ -58,9 +69,8 @@ struct Comparison {
 /// One line of the table.
 #[derive(Serialize)]
 struct Figures {
-    median_ms: f64,
-    min_ms: f64,
-    max_ms: f64,
+    #[serde(flatten)]
+    times: Times,
     images_per_second: f64,
     /// Of one image or clip.
     gmacs_nominal: f64,
@@ -94,6 +104,7 @@ impl Report {
                 line(&dense, Part::Whole, &dense.whole)?,
                 line(&skipping, Part::Whole, &skipping.whole)?,
             ),
+            blocks: block_times(&dense.blocks, &skipping.blocks),
             kept: skipping.kept,
             kept_per_layer: skipping.kept_per_layer,
             variant: trained.config.dispatch.variant,
@@ -129,7 +140,8 @@ impl Report {
         writeln!(out)?;
         for (name, pair) in [("backbone", &self.backbone), ("whole model", &self.whole)] {
             if let Some(ratio) = pair.time_saved_over_flops_saved {
-                let saved = 100.0 * (1.0 - pair.skipping.median_ms / pair.dense.median_ms);
+                let saved =
+                    100.0 * (1.0 - pair.skipping.times.median_ms / pair.dense.times.median_ms);
                 writeln!(
                     out,
                     "{name}: {saved:.1} % of the time saved, {ratio:.2} of what the multiply-adds promise"
@@ -142,28 +154,68 @@ impl Report {
                 shares.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
             writeln!(out, "{what}: {}", layers.join(" "))?;
         }
+        for (i, block) in self.blocks.iter().enumerate() {
+            let name = if i == 0 { "\nembedding, block 0".into() } else { format!("block {i}") };
+            writeln!(out, "{name:<20} {:>26} dense {:>26} skipping", block.dense, block.skipping)?;
+        }
         Ok(())
     }
 }
 
+/// Of the seconds of every block, pass by pass.
+fn block_times(dense: &[Vec<f64>], skipping: &[Vec<f64>]) -> Vec<BlockTimes> {
+    let times = |passes: &[Vec<f64>], block: usize| {
+        Times::new(&passes.iter().map(|blocks| blocks[block]).collect::<Vec<_>>())
+    };
+    let count = dense.first().map_or(0, Vec::len);
+    (0..count)
+        .map(|i| BlockTimes { dense: times(dense, i), skipping: times(skipping, i) })
+        .collect()
+}
+
 impl Comparison {
     fn new(dense: Figures, skipping: Figures) -> Self {
-        let time = 1.0 - skipping.median_ms / dense.median_ms;
+        let time = 1.0 - skipping.times.median_ms / dense.times.median_ms;
         let flops = 1.0 - skipping.gmacs_executed / dense.gmacs_executed;
         Self { dense, skipping, time_saved_over_flops_saved: (flops > 0.0).then(|| time / flops) }
     }
 }
 
-impl Figures {
-    fn new(batch: usize, seconds: &[f64], gmacs: (f64, f64), peak: Option<u64>) -> Self {
+/// How long something took, in milliseconds.
+#[derive(Serialize)]
+pub(super) struct Times {
+    median_ms: f64,
+    min_ms: f64,
+    max_ms: f64,
+}
+
+impl Times {
+    pub(super) fn new(seconds: &[f64]) -> Self {
         let mut ms: Vec<f64> = seconds.iter().map(|s| 1e3 * s).collect();
         ms.sort_by(f64::total_cmp);
-        let median = (ms[(ms.len() - 1) / 2] + ms[ms.len() / 2]) / 2.0;
+        let median_ms = (ms[(ms.len() - 1) / 2] + ms[ms.len() / 2]) / 2.0;
+        Self { median_ms, min_ms: ms[0], max_ms: ms[ms.len() - 1] }
+    }
+
+    /// How many are done in a second where one time is that of `count`.
+    pub(super) fn per_second(&self, count: usize) -> f64 {
+        1e3 * count as f64 / self.median_ms
+    }
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let text = format!("{:.1} ({:.1} – {:.1})", self.median_ms, self.min_ms, self.max_ms);
+        f.pad(&text)
+    }
+}
+
+impl Figures {
+    fn new(batch: usize, seconds: &[f64], gmacs: (f64, f64), peak: Option<u64>) -> Self {
+        let times = Times::new(seconds);
         Self {
-            median_ms: median,
-            min_ms: ms[0],
-            max_ms: ms[ms.len() - 1],
-            images_per_second: 1e3 * batch as f64 / median,
+            images_per_second: times.per_second(batch),
+            times,
             gmacs_nominal: gmacs.0,
             gmacs_executed: gmacs.1,
             peak_memory_bytes: peak,
@@ -171,12 +223,11 @@ impl Figures {
     }
 
     fn print(&self, name: &str, out: &mut impl Write) -> std::io::Result<()> {
-        let time = format!("{:.1} ({:.1} – {:.1})", self.median_ms, self.min_ms, self.max_ms);
         let peak = self.peak_memory_bytes.map_or("-".into(), |bytes| format!("{}", bytes >> 20));
         writeln!(
             out,
-            "{name:<20} {time:>26} {:>9.2} {:>14.2} {:>14.2} {peak:>10}",
-            self.images_per_second, self.gmacs_nominal, self.gmacs_executed
+            "{name:<20} {:>26} {:>9.2} {:>14.2} {:>14.2} {peak:>10}",
+            self.times, self.images_per_second, self.gmacs_nominal, self.gmacs_executed
         )
     }
 }
@@ -206,7 +257,7 @@ fn gmacs(trained: &Trained, size: (usize, usize), kept: &[f64], part: Part) -> R
 }
 
 /// The instruction sets that decide about the kernels.
-fn cpu_features() -> Vec<&'static str> {
+pub(super) fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let known = [
         ("avx2", std::arch::is_x86_feature_detected!("avx2")),
