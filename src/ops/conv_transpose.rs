@@ -39,36 +39,103 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
 }
 
 /// The transposed convolution that `weight` `[C, D, 2, 2]` and `bias` `[D]` followed by the 1×1 convolution `mix`
-/// `[O, D, 1, 1]` make: `[C, O, 2, 2]` and `[O]`. Without gradient.
+/// `[O, D, 1, 1]` make: `[C, O, 2, 2]` and `[O]`.
 ///
 /// # Errors
 /// If the shapes do not fit together.
 pub fn mix_deconvolution(weight: &Tensor, bias: &Tensor, mix: &Tensor) -> Result<(Tensor, Tensor)> {
     let (inputs, between, kh, kw) = weight.dims4()?;
-    if mix.dims4()? != (mix.dim(0)?, between, 1, 1) || (kh, kw) != (2, 2) {
+    let outputs = mix.dim(0)?;
+    if mix.dims() != [outputs, between, 1, 1] || (kh, kw) != (2, 2) {
         bail!("mix_deconvolution: {:?} cannot mix the outputs of {:?}", mix.dims(), weight.dims());
     }
-    let (weight, mix) =
-        (weight.detach().contiguous()?, mix.detach().flatten_from(1)?.contiguous()?);
-    let bias = mix.matmul(&bias.detach().unsqueeze(1)?)?.squeeze(1)?;
-    if !fusible(&[&weight, &mix]) {
+    let mix = mix.reshape((outputs, between))?;
+    let bias = mix.matmul(&bias.unsqueeze(1)?)?.squeeze(1)?;
+    let weight = weight.contiguous()?;
+    let mixed = if fusible(&[&weight, &mix]) {
+        weight.apply_op2(&mix, Mixed { inputs, between, outputs })?
+    } else {
         let mixed = mix.unsqueeze(0)?.broadcast_matmul(&weight.reshape((inputs, between, 4))?)?;
-        return Ok((mixed.reshape((inputs, (), 2, 2))?, bias));
-    }
-    count("mix_deconvolution");
-    let outputs = mix.dim(0)?;
-    let (weight, mix) = (values(&weight)?, values(&mix)?);
-    let mut mixed = vec![0f32; inputs * outputs * 4];
-    for tap in 0..4 {
-        // Channels by inputs, at one of the four pixels.
-        let old = Mat::strided(&weight[tap..], (between, inputs), (4, 4 * between));
-        let new = MatMut::strided(&mut mixed[tap..], (outputs, inputs), (4, 4 * outputs));
-        gemm(1.0, Mat::new(&mix, outputs, between), old, 0.0, new, Threads::Pool);
-    }
-    Ok((Tensor::from_vec(mixed, (inputs, outputs, 2, 2), &Device::Cpu)?, bias))
+        mixed.reshape((inputs, outputs, 2, 2))?
+    };
+    Ok((mixed, bias))
 }
 
-/// Whether [`mix_deconvolution`] saves multiply-adds on a map of `pixels` from `inputs` over `between` to `outputs`
+/// Pixel t of the block: mixed\[:, o, t\] = Σ_d mix\[o, d\] weight\[:, d, t\].
+struct Mixed {
+    inputs: usize,
+    between: usize,
+    outputs: usize,
+}
+
+impl Mixed {
+    /// Channels by inputs at pixel `tap` of a weight `[C, channels, 2, 2]`.
+    fn pixel<'a>(&self, weight: &'a [f32], channels: usize, tap: usize) -> Mat<'a> {
+        Mat::strided(&weight[tap..], (channels, self.inputs), (4, 4 * channels))
+    }
+}
+
+impl CustomOp2 for Mixed {
+    fn name(&self) -> &'static str {
+        "mix_deconvolution"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weight: &CpuStorage,
+        lw: &Layout,
+        mix: &CpuStorage,
+        lm: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        count("mix_deconvolution");
+        let Self { inputs, between, outputs } = *self;
+        let (weight, mix) = (slice(weight, lw)?, Mat::new(slice(mix, lm)?, outputs, between));
+        let mut mixed = vec![0f32; inputs * outputs * 4];
+        for tap in 0..4 {
+            let target = (outputs, inputs);
+            let target = MatMut::strided(&mut mixed[tap..], target, (4, 4 * outputs));
+            gemm(1.0, mix, self.pixel(weight, between, tap), 0.0, target, Threads::Pool);
+        }
+        Ok((CpuStorage::F32(mixed), Shape::from((inputs, outputs, 2, 2))))
+    }
+
+    fn bwd(
+        &self,
+        weight: &Tensor,
+        mix: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        count("mix_deconvolution.backward");
+        let Self { inputs, between, outputs } = *self;
+        let grad = grad.contiguous()?;
+        let grad = values(&grad)?;
+        let mut gradients = (None, None);
+        if weight.track_op() {
+            let (mix, mut dw) = (values(mix)?, vec![0f32; inputs * between * 4]);
+            let mix = Mat::new(&mix, outputs, between).t();
+            for tap in 0..4 {
+                let target = (between, inputs);
+                let target = MatMut::strided(&mut dw[tap..], target, (4, 4 * between));
+                gemm(1.0, mix, self.pixel(&grad, outputs, tap), 0.0, target, Threads::Pool);
+            }
+            gradients.0 = Some(Tensor::from_vec(dw, weight.shape(), &Device::Cpu)?);
+        }
+        if mix.track_op() {
+            let (weight, mut dmix) = (values(weight)?, vec![0f32; outputs * between]);
+            for tap in 0..4 {
+                let (grad, weight) =
+                    (self.pixel(&grad, outputs, tap), self.pixel(&weight, between, tap).t());
+                let target = MatMut::new(&mut dmix, outputs, between);
+                gemm(1.0, grad, weight, if tap == 0 { 0.0 } else { 1.0 }, target, Threads::Pool);
+            }
+            gradients.1 = Some(Tensor::from_vec(dmix, mix.shape(), &Device::Cpu)?);
+        }
+        Ok(gradients)
+    }
+}
+
+/// Whether [`mix_deconvolution`] saves multiply-adds on maps of `pixels` from `inputs` over `between` to `outputs`
 /// channels.
 pub fn mixing_first_pays(pixels: usize, [inputs, between, outputs]: [usize; 3]) -> bool {
     let apart = pixels * between * (inputs + outputs);
@@ -178,30 +245,43 @@ impl CustomOp3 for Fused {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradcheck::relative_difference;
-    use crate::ops::twin::random;
-    use crate::ops::{composed, conv2d, kernel_calls};
+    use crate::ops::conv2d;
+    use crate::ops::gradcheck::{check, normal, relative_difference};
+    use crate::ops::twin::{assert_twins, random};
 
     #[test]
     fn one_deconvolution_stands_for_itself_and_the_convolution_after_it() -> Result<()> {
-        for (inputs, between, outputs) in [(3, 5, 2), (96, 96, 40)] {
-            let x = random(&[2, inputs, 5, 7], 1)?;
-            let (weight, bias) = (random(&[inputs, between, 2, 2], 2)?, random(&[between], 3)?);
-            let mix = random(&[outputs, between, 1, 1], 4)?;
-            let apart = conv_transpose2x2(&x, &weight, Some(&bias))?;
-            let apart = conv2d(&apart, &mix, None, Conv2d::default())?;
-            let before = kernel_calls("mix_deconvolution");
-            let mixed = mix_deconvolution(&weight, &bias, &mix)?;
-            assert!(kernel_calls("mix_deconvolution") > before);
-            for (weight, bias) in [mixed, composed(|| mix_deconvolution(&weight, &bias, &mix))?] {
-                let at_once = conv_transpose2x2(&x, &weight, Some(&bias))?;
-                assert!(relative_difference(&at_once, &apart)? < 1e-6);
-            }
-            assert!(
-                mix_deconvolution(&weight, &bias, &random(&[2, between + 1, 1, 1], 5)?).is_err()
-            );
+        for (channels, between, outputs) in [(3, 5, 2), (96, 96, 40)] {
+            let inputs = [
+                random(&[2, channels, 5, 7], 1)?,
+                random(&[channels, between, 2, 2], 2)?,
+                random(&[between], 3)?,
+                random(&[outputs, between, 1, 1], 4)?,
+            ];
+            let at_once = |t: &[Tensor]| {
+                let (weight, bias) = mix_deconvolution(&t[1], &t[2], &t[3])?;
+                conv_transpose2x2(&t[0], &weight, Some(&bias))
+            };
+            assert_twins("mix_deconvolution", 1e-5, &inputs, at_once)?;
+            let apart = conv_transpose2x2(&inputs[0], &inputs[1], Some(&inputs[2]))?;
+            let apart = conv2d(&apart, &inputs[3], None, Conv2d::default())?;
+            assert!(relative_difference(&at_once(&inputs)?, &apart)? < 1e-6);
+            let wrong = random(&[2, between + 1, 1, 1], 5)?;
+            assert!(mix_deconvolution(&inputs[1], &inputs[2], &wrong).is_err());
         }
         Ok(())
+    }
+
+    #[test]
+    fn the_composed_gradients_of_the_mixed_weights_are_right() -> Result<()> {
+        let inputs = [normal(&[2, 3, 2, 2], 1)?, normal(&[3], 2)?, normal(&[4, 3, 1, 1], 3)?];
+        check(
+            |t| {
+                let (weight, bias) = mix_deconvolution(&t[0], &t[1], &t[2])?;
+                weight.broadcast_mul(&bias.reshape((1, 4, 1, 1))?)
+            },
+            &inputs,
+        )
     }
 
     #[test]

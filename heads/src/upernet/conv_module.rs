@@ -40,16 +40,12 @@ impl ConvModule {
         self.bn.forward_relu(&ops::conv2d(x, &self.weight, None, conv)?, NormMode::of(ctx))
     }
 
-    /// [`Self::forward`] of a level of the pyramid; the kernel is 1×1. At inference a level that is still to be enlarged is
-    /// enlarged and mixed in one step.
+    /// [`Self::forward`] of a level of the pyramid; the kernel is 1×1.
     ///
     /// # Errors
     /// If the channels differ.
     pub fn forward_level(&self, level: &Level, ctx: Option<&StepContext>) -> Result<Tensor> {
-        match ctx {
-            Some(_) => self.forward(&level.map()?, ctx),
-            None => self.bn.forward_relu(&level.mixed(&self.weight)?, NormMode::Running),
-        }
+        self.bn.forward_relu(&level.mixed(&self.weight)?, NormMode::of(ctx))
     }
 
     /// [`Self::forward`] of `parts` side by side, each `[B, Cᵢ, hᵢ, wᵢ]` resized to `size` first; the kernel is 3×3. Coarse

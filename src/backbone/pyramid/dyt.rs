@@ -42,16 +42,16 @@ impl Level {
         }
     }
 
-    /// The level after the 1×1 convolution `mix` `[O, C, 1, 1]`: `[B, O, h, w]`. For inference: where enlarging and mixing
-    /// become one step, there is no gradient for the weights.
+    /// The level after the 1×1 convolution `mix` `[O, C, 1, 1]`: `[B, O, h, w]`. Where that saves arithmetic, the level is
+    /// enlarged and mixed in one step.
     ///
     /// # Errors
     /// If the channels differ.
     pub fn mixed(&self, mix: &Tensor) -> Result<Tensor> {
         if let Self::Deconvolution { x, weight, bias } = self {
-            let (batch, inputs, height, width) = x.dims4()?;
+            let (_, inputs, height, width) = x.dims4()?;
             let channels = [inputs, weight.dim(1)?, mix.dim(0)?];
-            if ops::mixing_first_pays(batch * height * width, channels) {
+            if ops::mixing_first_pays(height * width, channels) {
                 let (weight, bias) = ops::mix_deconvolution(weight, bias, mix)?;
                 return ops::conv_transpose2x2(x, &weight, Some(&bias));
             }
