@@ -134,7 +134,7 @@ impl Block {
         let after = |(token, answer): (&Tensor, Tensor)| {
             let x = (token + answer)?;
             let y = match &self.mlp {
-                Some(mlp) => (&x + mlp.forward(&x, None)?)?,
+                Some(mlp) => mlp.sum(&x, None)?,
                 None => x.clone(),
             };
             self.tuning.adapt(Site::Mlp, &x, y, |_| Vec::new())
@@ -191,7 +191,10 @@ impl Block {
     ) -> Result<Tensor> {
         let Some(attn) = &self.attn else { return Ok(x.clone()) };
         match active {
-            Active::All => ops::add(x, &self.dropped(self.tuning.attend(attn, x, grid)?, 0, pass)?),
+            Active::All if self.drops(pass) => {
+                ops::add(x, &self.dropped(self.tuning.attend(attn, x, grid)?, 0, pass)?)
+            }
+            Active::All => self.tuning.attend_and_add(attn, x, grid),
             Active::Masked(mask) => {
                 let attended = attn.forward(x, grid, Some(&mask.detach()))?;
                 ops::add(x, &self.dropped(masked(&attended, mask)?, 0, pass)?)
@@ -213,13 +216,15 @@ impl Block {
     /// x + m·MLP(x).
     fn feed(&self, x: &Tensor, active: &Active, pass: &Pass) -> Result<Tensor> {
         let Some(mlp) = &self.mlp else { return Ok(x.clone()) };
-        match active {
-            Active::All => ops::add(x, &self.dropped(mlp.forward(x, None)?, 1, pass)?),
-            Active::Masked(mask) => {
-                ops::add(x, &self.dropped(mlp.forward(x, Some(mask))?, 1, pass)?)
-            }
-            Active::Rows(rows) => mlp.gathered(x, rows),
+        let mask = match active {
+            Active::All => None,
+            Active::Masked(mask) => Some(mask),
+            Active::Rows(rows) => return mlp.gathered(x, rows),
+        };
+        if self.drops(pass) {
+            return ops::add(x, &self.dropped(mlp.forward(x, mask)?, 1, pass)?);
         }
+        mlp.sum(x, mask)
     }
 
     /// x + m·(z − x), z the plain block among the active tokens.
@@ -240,12 +245,18 @@ impl Block {
         ops::add(&ops::add(x, &masked(&attended, mask)?)?, &fed)
     }
 
+    /// Whether [`Self::dropped`] drops anything.
+    fn drops(&self, pass: &Pass) -> bool {
+        self.drop_path > 0.0
+            && matches!(pass, Pass::Train(ctx) | Pass::Complete(ctx) if ctx.training)
+    }
+
     /// Stochastic depth on the branch `half` (0 attention, 1 MLP).
     fn dropped(&self, branch: Tensor, half: u16, pass: &Pass) -> Result<Tensor> {
-        let mut streams = self.streams(Purpose::DropPath, half, pass);
-        if self.drop_path == 0.0 || streams.is_empty() {
+        if !self.drops(pass) {
             return Ok(branch);
         }
+        let mut streams = self.streams(Purpose::DropPath, half, pass);
         ops::drop_path(&branch, self.drop_path, &mut streams)
     }
 

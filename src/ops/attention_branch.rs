@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, 
 
 use super::attention_rows::Rows;
 use super::attention_tiles::{Heads, Layer, TableGradient, backward};
-use super::branch::{gradient_product, normalise_gradient};
+use super::branch::{Output, gradient_product, normalise_gradient};
 use super::host::{slice, values};
 use super::relative_position::{PlaceTable, RelativePosition};
 use super::rows::{for_row_blocks, scratch};
@@ -55,8 +55,24 @@ impl AttentionBranch {
     ) -> Result<Tensor> {
         self.check(x, grid, keep)?;
         if self.fusible(x) {
-            return x.contiguous()?.apply_op1(self.fused(x, grid, keep)?);
+            return x.contiguous()?.apply_op1(self.fused(x, grid, keep, Output::Branch)?);
         }
+        self.composed(x, grid, keep)
+    }
+
+    /// x + [`AttentionBranch::forward`], in one step.
+    ///
+    /// # Errors
+    /// As [`AttentionBranch::forward`].
+    pub fn sum(&self, x: &Tensor, grid: (usize, usize), keep: Option<&Tensor>) -> Result<Tensor> {
+        self.check(x, grid, keep)?;
+        if self.fusible(x) {
+            return x.contiguous()?.apply_op1(self.fused(x, grid, keep, Output::Sum)?);
+        }
+        x + self.composed(x, grid, keep)?
+    }
+
+    fn composed(&self, x: &Tensor, grid: (usize, usize), keep: Option<&Tensor>) -> Result<Tensor> {
         let normed = layer_norm(x, &self.norm.0, &self.norm.1, self.eps)?;
         let qkv = |x: &Tensor| linear(x, &self.qkv.0, Some(&self.qkv.1));
         let attended = match self.window {
@@ -114,7 +130,13 @@ impl AttentionBranch {
         Ok(())
     }
 
-    fn fused(&self, x: &Tensor, grid: (usize, usize), keep: Option<&Tensor>) -> Result<Fused> {
+    fn fused(
+        &self,
+        x: &Tensor,
+        grid: (usize, usize),
+        keep: Option<&Tensor>,
+        output: Output,
+    ) -> Result<Fused> {
         let (batch, tokens, channels) = x.dims3()?;
         let size = self.window.map_or(grid, |size| (size, size));
         let places = match &self.rel_pos {
@@ -131,6 +153,7 @@ impl AttentionBranch {
             heads: Heads { count: self.heads, width: channels / self.heads },
             sequences,
             places,
+            output,
             save: x.track_op(),
             saved: OnceLock::new(),
         })
@@ -175,6 +198,7 @@ struct Fused {
     heads: Heads,
     sequences: Sequences,
     places: Option<PlaceTable>,
+    output: Output,
     save: bool,
     saved: OnceLock<Saved>,
 }
@@ -189,8 +213,9 @@ impl CustomOp1 for Fused {
         let (x, channels) = (slice(x, layout)?, self.heads.channels());
         let row = |i: usize| &x[i * channels..][..channels];
         let padding = values(&self.branch.qkv.1)?;
+        let beside = self.output.beside(x);
         let Rows { y, qkv, lse } =
-            self.branch.rows(row, &self.sequences, self.places.as_ref(), &padding)?;
+            self.branch.rows(row, &self.sequences, self.places.as_ref(), &padding, beside)?;
         if self.save {
             self.saved.get_or_init(|| Saved { qkv, lse });
         }
@@ -216,7 +241,8 @@ impl CustomOp1 for Fused {
         gradient_product(&dqkv, &branch.qkv.0, &mut rows)?;
         let mut dx = vec![0.0; grad.len()];
         let row = |i: usize| Some(&rows[i * channels..][..channels]);
-        normalise_gradient(&x_values, row, &branch.norm, branch.eps, &mut dx)?;
+        let beside = self.output.beside(&grad);
+        normalise_gradient(&x_values, row, (&branch.norm, branch.eps), beside, &mut dx)?;
         Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
     }
 }
@@ -316,7 +342,8 @@ mod tests {
                 .collect();
             let keep = Tensor::from_vec(keep, (batch, tokens), &Device::Cpu)?;
             assert_twins("attention_branch", 3e-5, &[x], |t| {
-                branch.forward(&t[0], ANY, Some(&keep))
+                branch.forward(&t[0], ANY, Some(&keep))?.tanh()?
+                    + branch.sum(&t[0], ANY, Some(&keep))?
             })?;
         }
         Ok(())

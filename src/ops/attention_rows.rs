@@ -22,14 +22,15 @@ pub(super) struct Rows {
 }
 
 impl AttentionBranch {
-    /// The branch on the rows `x(0)`, `x(1)`, … of the tokens in `sequences`; `padding` is the bias of qkv: all that a place
-    /// of zeros has.
+    /// The branch on the rows `x(0)`, `x(1)`, … of the tokens in `sequences`, plus `beside`; `padding` is the bias of qkv:
+    /// all that a place of zeros has.
     pub(super) fn rows<'a>(
         &self,
         x: impl Fn(usize) -> &'a [f32] + Sync,
         sequences: &Sequences,
         places: Option<&PlaceTable>,
         padding: &[f32],
+        beside: Option<&[f32]>,
     ) -> Result<Rows> {
         let channels = self.proj.1.elem_count();
         let (tokens, heads) = (sequences.tokens(), self.heads);
@@ -38,12 +39,12 @@ impl AttentionBranch {
         normalise(x, &self.norm, self.eps, &mut rows)?;
         let mut qkv = vec![0.0; 3 * rows.len()];
         product(&rows, &self.qkv.0, &mut qkv)?;
-        add_bias(&mut qkv, &self.qkv.1, None)?;
+        add_bias(&mut qkv, &self.qkv.1, None, None)?;
         // The normalised rows are no longer needed: their buffer takes the attention's output.
         let lse = forward(Layer { qkv: &qkv, heads, sequences, padding, places }, &mut rows);
         let mut y = vec![0.0; rows.len()];
         product(&rows, &self.proj.0, &mut y)?;
-        add_bias(&mut y, &self.proj.1, self.gamma.as_ref())?;
+        add_bias(&mut y, &self.proj.1, self.gamma.as_ref(), beside)?;
         Ok(Rows { y, qkv, lse })
     }
 
@@ -90,7 +91,7 @@ impl AttentionBranch {
         let (from, padding) = (values(&x)?, values(&self.qkv.1)?);
         let sequences = self.sequences((batch, tokens), grid).among(active);
         let row = |i: usize| &from[active[i] as usize * channels..][..channels];
-        let branch = self.rows(row, &sequences, None, &padding)?;
+        let branch = self.rows(row, &sequences, None, &padding, None)?;
         let y = add_rows(&from, active, &branch.y, channels);
         Tensor::from_vec(y, x.shape(), &Device::Cpu)
     }

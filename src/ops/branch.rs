@@ -8,6 +8,22 @@ use super::layer_norm::Affine;
 use super::rows::for_row_blocks;
 use super::vector::vectorised;
 
+/// What a half block gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// The branch alone.
+    Branch,
+    /// The branch added to the input.
+    Sum,
+}
+
+impl Output {
+    /// What is added to the branch, or to its gradient: `values`, or nothing.
+    pub(crate) fn beside(self, values: &[f32]) -> Option<&[f32]> {
+        (self == Self::Sum).then_some(values)
+    }
+}
+
 /// Writes the layer norm of the rows `x(0), x(1), …` to the rows of `y`.
 pub(crate) fn normalise<'a>(
     x: impl Fn(usize) -> &'a [f32] + Sync,
@@ -30,15 +46,16 @@ pub(crate) fn normalise<'a>(
     Ok(())
 }
 
-/// Writes the gradient of the rows `x` of a layer norm; `grad(i)` is that of row i's normalised form, or nothing where it
-/// is zero.
+/// Writes the gradient of the rows `x` of a layer norm, plus `beside`; `grad(i)` is that of row i's normalised form, or
+/// nothing where it is zero.
 pub(crate) fn normalise_gradient<'a>(
     x: &[f32],
     grad: impl Fn(usize) -> Option<&'a [f32]> + Sync,
-    norm: &(Tensor, Tensor),
-    eps: f64,
+    norm: (&(Tensor, Tensor), f64),
+    beside: Option<&[f32]>,
     dx: &mut [f32],
 ) -> Result<()> {
+    let (norm, eps) = norm;
     let (weight, bias) = (values(&norm.0)?, values(&norm.1)?);
     let affine = Affine { weight: &weight, bias: &bias, eps: eps as f32 };
     let width = weight.len();
@@ -52,6 +69,10 @@ pub(crate) fn normalise_gradient<'a>(
                     match grad(first + i) {
                         Some(grad) => affine.backward(x, grad, dx),
                         None => dx.fill(0.0),
+                    }
+                    if let Some(beside) = beside {
+                        let beside = &beside[(first + i) * width..][..width];
+                        dx.iter_mut().zip(beside).for_each(|(d, b)| *d += b);
                     }
                 }
             },
@@ -78,15 +99,20 @@ pub(crate) fn gradient_product(grad: &[f32], weight: &Tensor, dx: &mut [f32]) ->
     Ok(())
 }
 
-/// y ← (y + bias) · γ in every row.
-pub(crate) fn add_bias(y: &mut [f32], bias: &Tensor, gamma: Option<&Tensor>) -> Result<()> {
+/// y ← (y + bias) · γ + beside in every row.
+pub(crate) fn add_bias(
+    y: &mut [f32],
+    bias: &Tensor,
+    gamma: Option<&Tensor>,
+    beside: Option<&[f32]>,
+) -> Result<()> {
     let (bias, gamma) = (values(bias)?, gamma.map(values).transpose()?);
     let (bias, gamma) = (&*bias, gamma.as_deref());
-    for_row_blocks(y, bias.len(), |_, block| {
+    for_row_blocks(y, bias.len(), |first, block| {
         vectorised(
             #[inline(always)]
             || {
-                for row in block.chunks_exact_mut(bias.len()) {
+                for (i, row) in block.chunks_exact_mut(bias.len()).enumerate() {
                     match gamma {
                         Some(gamma) => {
                             row.iter_mut()
@@ -95,6 +121,10 @@ pub(crate) fn add_bias(y: &mut [f32], bias: &Tensor, gamma: Option<&Tensor>) -> 
                                 .for_each(|((y, b), g)| *y = (*y + b) * g);
                         }
                         None => row.iter_mut().zip(bias).for_each(|(y, b)| *y += b),
+                    }
+                    if let Some(beside) = beside {
+                        let beside = &beside[(first + i) * bias.len()..][..bias.len()];
+                        row.iter_mut().zip(beside).for_each(|(y, b)| *y += b);
                     }
                 }
             },

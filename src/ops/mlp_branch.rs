@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::branch::check_rows;
+use super::branch::{Output, check_rows};
 use super::host::{slice, values};
 use super::mlp_rows::{Save, Saved};
 use super::{count, fusible, gelu, layer_norm, linear};
@@ -31,6 +31,18 @@ impl MlpBranch {
     /// # Errors
     /// If the shapes do not agree.
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        self.run(x, mask, Output::Branch)
+    }
+
+    /// x + [`MlpBranch::forward`], in one step.
+    ///
+    /// # Errors
+    /// As [`MlpBranch::forward`].
+    pub fn sum(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        self.run(x, mask, Output::Sum)
+    }
+
+    fn run(&self, x: &Tensor, mask: Option<&Tensor>, output: Output) -> Result<Tensor> {
         let (batch, tokens, channels) = x.dims3()?;
         self.check(channels)?;
         if mask.is_some_and(|mask| mask.dims() != [batch, tokens]) {
@@ -42,17 +54,24 @@ impl MlpBranch {
         if self.fusible(x) && mask.is_none_or(|mask| fusible(&[mask])) {
             let x = x.contiguous()?;
             return match mask {
-                None => x.apply_op1(Fused::new(self, Save { rows: x.track_op(), mask: false })),
+                None => {
+                    let save = Save { rows: x.track_op(), mask: false };
+                    x.apply_op1(Fused::new(self, output, save))
+                }
                 Some(mask) => {
                     let save = Save { rows: x.track_op(), mask: mask.track_op() };
-                    x.apply_op2(&mask.contiguous()?, Fused::new(self, save))
+                    x.apply_op2(&mask.contiguous()?, Fused::new(self, output, save))
                 }
             };
         }
         let y = self.composed(x)?;
-        match mask {
-            Some(mask) => y.broadcast_mul(&mask.unsqueeze(2)?),
-            None => Ok(y),
+        let y = match mask {
+            Some(mask) => y.broadcast_mul(&mask.unsqueeze(2)?)?,
+            None => y,
+        };
+        match output {
+            Output::Branch => Ok(y),
+            Output::Sum => x + y,
         }
     }
 
@@ -116,13 +135,14 @@ impl MlpBranch {
 
 struct Fused {
     branch: MlpBranch,
+    output: Output,
     save: Save,
     saved: OnceLock<Saved>,
 }
 
 impl Fused {
-    fn new(branch: &MlpBranch, save: Save) -> Self {
-        Self { branch: branch.clone(), save, saved: OnceLock::new() }
+    fn new(branch: &MlpBranch, output: Output, save: Save) -> Self {
+        Self { branch: branch.clone(), output, save, saved: OnceLock::new() }
     }
 
     fn forward(
@@ -131,7 +151,7 @@ impl Fused {
         mask: Option<&[f32]>,
     ) -> Result<(CpuStorage, Shape)> {
         count("mlp_branch");
-        let (y, saved) = self.branch.masked_rows(slice(x.0, x.1)?, mask, self.save)?;
+        let (y, saved) = self.branch.masked_rows(slice(x.0, x.1)?, mask, self.output, self.save)?;
         self.saved.get_or_init(|| saved);
         Ok((CpuStorage::F32(y), x.1.shape().clone()))
     }
@@ -145,7 +165,9 @@ impl Fused {
         let Some(saved) = self.saved.get().filter(|_| self.save.rows) else { return Ok(None) };
         count("mlp_branch.backward");
         let mask = mask.map(values).transpose()?;
-        let dx = self.branch.rows_gradient(&values(x)?, mask.as_deref(), &values(grad)?, saved)?;
+        let (x_values, grad) = (values(x)?, values(grad)?);
+        let beside = self.output.beside(&grad);
+        let dx = self.branch.rows_gradient(&x_values, mask.as_deref(), &grad, saved, beside)?;
         Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
     }
 }
@@ -191,7 +213,9 @@ impl CustomOp2 for Fused {
         let Some(saved) = self.saved.get().filter(|_| self.save.mask) else {
             return Ok((dx, None));
         };
-        let dmask = saved.mask_gradient(&values(mask)?, &values(y)?, &values(&grad)?);
+        let x = values(x)?;
+        let beside = self.output.beside(&x);
+        let dmask = saved.mask_gradient(&values(mask)?, (&values(y)?, beside), &values(&grad)?);
         Ok((dx, Some(Tensor::from_vec(dmask, mask.shape(), &Device::Cpu)?)))
     }
 }

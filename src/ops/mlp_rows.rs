@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::MlpBranch;
 use super::branch::{
-    add_bias, add_rows, gradient_product, normalise, normalise_gradient, positions, product,
+    Output, add_bias, add_rows, gradient_product, normalise, normalise_gradient, positions, product,
 };
 use super::host::values;
 use super::rows::{for_row_blocks, scratch};
@@ -38,11 +38,12 @@ pub(crate) struct Saved {
 }
 
 impl MlpBranch {
-    /// The branch times the mask on every row of `x`.
+    /// The branch times the mask on every row of `x`, plus `x` for the sum.
     pub(crate) fn masked_rows(
         &self,
         x: &[f32],
         mask: Option<&[f32]>,
+        output: Output,
         save: Save,
     ) -> Result<(Vec<f32>, Saved)> {
         let (channels, width) = (self.fc2.1.elem_count(), self.fc1.1.elem_count());
@@ -58,11 +59,14 @@ impl MlpBranch {
             let keep = (0..count)
                 .map(|row| if is_active(i * ROWS + row) { kept.next() } else { None })
                 .collect();
-            self.block(input, count, keep, y)?;
+            // With a mask the sum has to wait for it.
+            let beside = output.beside(x).filter(|_| mask.is_none());
+            self.block(input, count, keep, beside.map(|x| &x[i * ROWS * channels..]), y)?;
         }
         let mut inactive = Vec::new();
         if let Some(mask) = mask {
-            apply_mask(&mut y, mask, channels, save.mask.then_some(&mut inactive));
+            let inactive = save.mask.then_some(&mut inactive);
+            apply_mask(&mut y, mask, output.beside(x), inactive);
         }
         Ok((y, Saved { active, hidden, inactive }))
     }
@@ -73,17 +77,19 @@ impl MlpBranch {
         let mut branch = scratch(active.len() * channels);
         for (active, y) in active.chunks(ROWS).zip(branch.chunks_mut(ROWS * channels)) {
             let input = |i: usize| &x[active[i] as usize * channels..][..channels];
-            self.block(input, active.len(), Vec::new(), y)?;
+            self.block(input, active.len(), Vec::new(), None, y)?;
         }
         Ok(add_rows(x, active, &branch, channels))
     }
 
-    /// The branch on `count` rows; where `keep` has a place for a row, its values before the activation go there.
+    /// The branch on `count` rows, plus `beside`; where `keep` has a place for a row, its values before the activation go
+    /// there.
     fn block<'a>(
         &self,
         x: impl Fn(usize) -> &'a [f32] + Sync,
         count: usize,
         mut keep: Vec<Option<&mut [f32]>>,
+        beside: Option<&[f32]>,
         y: &mut [f32],
     ) -> Result<()> {
         let (channels, width) = (self.fc2.1.elem_count(), self.fc1.1.elem_count());
@@ -99,16 +105,17 @@ impl MlpBranch {
             }
         });
         product(&hidden, &self.fc2.0, y)?;
-        add_bias(y, &self.fc2.1, self.gamma.as_ref())
+        add_bias(y, &self.fc2.1, self.gamma.as_ref(), beside)
     }
 
-    /// The gradient of `x` for that of the branch's output.
+    /// The gradient of `x` for that of the branch's output, plus `beside`.
     pub(crate) fn rows_gradient(
         &self,
         x: &[f32],
         mask: Option<&[f32]>,
         grad: &[f32],
         saved: &Saved,
+        beside: Option<&[f32]>,
     ) -> Result<Vec<f32>> {
         let (channels, width) = (self.fc2.1.elem_count(), self.fc1.1.elem_count());
         let gamma = self.gamma.as_ref().map(values).transpose()?;
@@ -143,32 +150,44 @@ impl MlpBranch {
         let dnormed = &*dnormed;
         let row = |i: usize| position[i].map(|at| &dnormed[at * channels..][..channels]);
         let mut dx = vec![0.0; x.len()];
-        normalise_gradient(x, row, &self.norm, self.eps, &mut dx)?;
+        normalise_gradient(x, row, (&self.norm, self.eps), beside, &mut dx)?;
         Ok(dx)
     }
 }
 
 impl Saved {
-    /// ⟨g, branch⟩ of every row; `y` is the masked output.
-    pub(crate) fn mask_gradient(&self, mask: &[f32], y: &[f32], grad: &[f32]) -> Vec<f32> {
+    /// ⟨g, branch⟩ of every row; `y` is the masked output plus `beside`.
+    pub(crate) fn mask_gradient(
+        &self,
+        mask: &[f32],
+        (y, beside): (&[f32], Option<&[f32]>),
+        grad: &[f32],
+    ) -> Vec<f32> {
         let channels = y.len() / mask.len().max(1);
         let mut inactive = self.inactive.chunks_exact(channels);
-        // On an active row the output itself is the branch, times the mask's value.
+        // On an active row the output itself is the branch, times the mask's value, plus what was added to it.
         let branch = |(row, &m): (usize, &f32)| match m {
-            0.0 => inactive.next().map(|branch| (branch, 1.0)),
-            m => Some((&y[row * channels..][..channels], 1.0 / m)),
+            0.0 => inactive.next().map(|branch| (branch, None, 1.0)),
+            m => {
+                let beside = beside.map(|beside| &beside[row * channels..][..channels]);
+                Some((&y[row * channels..][..channels], beside, 1.0 / m))
+            }
         };
-        let branches: Vec<Option<(&[f32], f32)>> = mask.iter().enumerate().map(branch).collect();
+        let branches: Vec<_> = mask.iter().enumerate().map(branch).collect();
         let mut dmask = vec![0.0; mask.len()];
-        dmask.par_chunks_mut(64).enumerate().for_each(|(i, block)| {
+        dmask.par_chunks_mut(64).enumerate().for_each_init(Vec::new, |alone, (i, block)| {
             vectorised(
                 #[inline(always)]
                 || {
                     for (row, d) in (64 * i..).zip(block) {
-                        if let Some((branch, scale)) = branches[row] {
-                            *d = scale
-                                * sum_of(&grad[row * channels..][..channels], branch, |g, b| g * b);
+                        let Some((mut branch, beside, scale)) = branches[row] else { continue };
+                        if let Some(beside) = beside {
+                            alone.clear();
+                            alone.extend(branch.iter().zip(beside).map(|(y, x)| y - x));
+                            branch = alone;
                         }
+                        let grad = &grad[row * channels..][..channels];
+                        *d = scale * sum_of(grad, branch, |g, b| g * b);
                     }
                 },
             );
@@ -193,9 +212,15 @@ fn activate(row: &mut [f32], bias: &[f32], keep: Option<&mut [f32]>) {
     );
 }
 
-/// Multiplies every row by its mask; the rows whose mask is 0 are first kept in `inactive`.
-fn apply_mask(y: &mut [f32], mask: &[f32], channels: usize, mut inactive: Option<&mut Vec<f32>>) {
-    for (row, &m) in y.chunks_exact_mut(channels).zip(mask) {
+/// Multiplies every row by its mask and adds `beside`; the rows whose mask is 0 are first kept in `inactive`.
+fn apply_mask(
+    y: &mut [f32],
+    mask: &[f32],
+    beside: Option<&[f32]>,
+    mut inactive: Option<&mut Vec<f32>>,
+) {
+    let channels = y.len() / mask.len().max(1);
+    for (i, (row, &m)) in y.chunks_exact_mut(channels.max(1)).zip(mask).enumerate() {
         if m == 0.0 {
             if let Some(inactive) = &mut inactive {
                 inactive.extend_from_slice(row);
@@ -203,6 +228,10 @@ fn apply_mask(y: &mut [f32], mask: &[f32], channels: usize, mut inactive: Option
             row.fill(0.0);
         } else if m != 1.0 {
             row.iter_mut().for_each(|v| *v *= m);
+        }
+        if let Some(beside) = beside {
+            let beside = &beside[i * channels..][..channels];
+            row.iter_mut().zip(beside).for_each(|(v, b)| *v += b);
         }
     }
 }
@@ -268,9 +297,11 @@ mod tests {
             branch.gamma = None;
             let half = mask(batch, tokens, |i| i % 5 < 2)?;
             assert_twins("mlp_branch", 2e-5, all, |t| branch.forward(&t[0], Some(&half)))?;
+            assert_twins("mlp_branch", 2e-5, all, |t| branch.sum(&t[0], None))?;
             for mask in [half, mask(batch, tokens, |_| true)?, mask(batch, tokens, |_| false)?] {
                 let inputs = [x.clone(), mask];
                 assert_twins("mlp_branch", 2e-5, &inputs, |t| branch.forward(&t[0], Some(&t[1])))?;
+                assert_twins("mlp_branch", 2e-5, &inputs, |t| branch.sum(&t[0], Some(&t[1])))?;
             }
         }
         Ok(())

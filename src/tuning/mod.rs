@@ -174,6 +174,22 @@ impl BlockTuning {
         }
     }
 
+    /// x + [`Self::attend`].
+    ///
+    /// # Errors
+    /// As [`Self::attend`].
+    pub fn attend_and_add(
+        &self,
+        branch: &AttentionBranch,
+        x: &Tensor,
+        grid: (usize, usize),
+    ) -> Result<Tensor> {
+        match &self.memory {
+            None => branch.sum(x, grid, None),
+            Some(memory) => ops::add(x, &memory.attend(branch, x)?),
+        }
+    }
+
     /// `y`, the tokens after `site`, with its adapter's part, which reads `x`, the tokens before it, or `y`; both
     /// `[B, N, C]`. Dropout draws from `streams(number)` of the block's adapter `number`, one stream per image; none outside
     /// training.
