@@ -19,7 +19,7 @@ use rescatter_heads::run::Trained;
 use rescatter_heads::{Config, TaskModel};
 
 use crate::trained::Checkpoint;
-use report::{Report, Side, Sides};
+use report::{Report, Side, Sides, print_json};
 
 /// Arguments of `rescatter bench`.
 #[derive(clap::Args)]
@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let (batch, repeat) = (args.batch, args.repeat);
         let report = step::Bench { trained: &trained, images, batch, size, repeat }.measure()?;
         if args.json {
-            report.print_json()?
+            print_json(&report)?
         } else {
             report.print_table()?
         }
@@ -103,7 +103,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let report = Report::new(&trained, (args.batch, size), sides)?;
     if args.json {
-        report.print_json()?
+        print_json(&report)?
     } else {
         report.print_table()?
     }

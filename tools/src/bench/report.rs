@@ -10,6 +10,8 @@ use rescatter_heads::kept::per_site;
 use rescatter_heads::run::Trained;
 use serde::Serialize;
 
+use super::frames;
+
 /// What was measured of one kind of model.
 #[derive(Debug, Default)]
 pub(super) struct Side {
@@ -33,12 +35,8 @@ pub(super) struct Sides {
 /// Everything that is printed.
 #[derive(Serialize)]
 pub(super) struct Report {
-    /// Height and width.
-    size: (usize, usize),
-    batch: usize,
-    repeat: usize,
-    threads: usize,
-    cpu: Vec<&'static str>,
+    #[serde(flatten)]
+    setting: Setting,
     /// Share of the patch tokens that the skipping model works on.
     kept: f64,
     kept_per_layer: Vec<f64>,
@@ -91,11 +89,7 @@ impl Report {
             Ok(Figures::new(batch, seconds, gmacs, side.peak_memory_bytes))
         };
         Ok(Self {
-            size,
-            batch,
-            repeat: dense.whole.len(),
-            threads: rayon::current_num_threads(),
-            cpu: cpu_features(),
+            setting: Setting::new(size, batch, dense.whole.len()),
             backbone: Comparison::new(
                 line(&dense, Part::Backbone, &dense.backbone)?,
                 line(&skipping, Part::Backbone, &skipping.backbone)?,
@@ -111,22 +105,9 @@ impl Report {
         })
     }
 
-    pub(super) fn print_json(&self) -> Result<()> {
-        writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(self)?)?;
-        Ok(())
-    }
-
     pub(super) fn print_table(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        let (height, width) = self.size;
-        writeln!(
-            out,
-            "{height}×{width} pixels, {} per pass, {} threads, {}; median of {} passes (fastest – slowest)\n",
-            self.batch,
-            self.threads,
-            self.cpu.join(" "),
-            self.repeat
-        )?;
+        self.setting.print("pass", "passes", &mut out)?;
         writeln!(
             out,
             "{:<20} {:>26} {:>9} {:>14} {:>14} {:>10}",
@@ -179,6 +160,45 @@ impl Comparison {
         let flops = 1.0 - skipping.gmacs_executed / dense.gmacs_executed;
         Self { dense, skipping, time_saved_over_flops_saved: (flops > 0.0).then(|| time / flops) }
     }
+}
+
+/// What was timed, and on what.
+#[derive(Serialize)]
+pub(super) struct Setting {
+    /// Height and width.
+    size: (usize, usize),
+    batch: usize,
+    repeat: usize,
+    threads: usize,
+    cpu: Vec<&'static str>,
+}
+
+impl Setting {
+    pub(super) fn new(size: (usize, usize), batch: usize, repeat: usize) -> Self {
+        let threads = rayon::current_num_threads();
+        Self { size, batch, repeat, threads, cpu: cpu_features() }
+    }
+
+    /// The line over a table whose `unit` (in the plural `units`) was timed.
+    pub(super) fn print(
+        &self,
+        unit: &str,
+        units: &str,
+        out: &mut impl Write,
+    ) -> std::io::Result<()> {
+        let ((height, width), cpu) = (self.size, self.cpu.join(" "));
+        let Self { batch, repeat, threads, .. } = self;
+        writeln!(
+            out,
+            "{height}×{width} pixels, {batch} per {unit}, {threads} threads, {cpu}; median of {repeat} {units} (fastest – slowest)\n"
+        )
+    }
+}
+
+/// Prints a report as JSON.
+pub(super) fn print_json(report: &impl Serialize) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(report)?)?;
+    Ok(())
 }
 
 /// How long something took, in milliseconds.
@@ -248,16 +268,15 @@ fn gmacs(trained: &Trained, size: (usize, usize), kept: &[f64], part: Part) -> R
         }
         Part::Backbone => {
             let dims = trained.model.backbone().dims();
-            let frames = config.data.train.video_list.as_ref().map_or(1, |list| list.frames);
             dispatch::flops::backbone(dims, &config.dispatch, &config.tuning, size, kept)
-                .repeated(frames)
+                .repeated(frames(config))
         }
     };
     Ok((count.nominal_gmacs(), count.executed_gmacs()))
 }
 
 /// The instruction sets that decide about the kernels.
-pub(super) fn cpu_features() -> Vec<&'static str> {
+fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let known = [
         ("avx2", std::arch::is_x86_feature_detected!("avx2")),

@@ -19,7 +19,7 @@ use rescatter_heads::run::Trained;
 use serde::Serialize;
 
 use super::forget_peak_memory;
-use super::report::{Times, cpu_features};
+use super::report::{Setting, Times};
 
 /// Objects of an image of noise.
 const OBJECTS: usize = 8;
@@ -27,12 +27,8 @@ const OBJECTS: usize = 8;
 /// What a training step costs.
 #[derive(Serialize)]
 pub(super) struct Report {
-    /// Height and width.
-    size: (usize, usize),
-    batch: usize,
-    repeat: usize,
-    threads: usize,
-    cpu: Vec<&'static str>,
+    #[serde(flatten)]
+    setting: Setting,
     #[serde(flatten)]
     times: Times,
     images_per_second: f64,
@@ -115,11 +111,7 @@ impl Bench<'_> {
         let times = Times::new(&seconds);
         let peak = peak_memory_bytes();
         Ok(Report {
-            size: self.size,
-            batch: self.batch,
-            repeat: self.repeat,
-            threads: rayon::current_num_threads(),
-            cpu: cpu_features(),
+            setting: Setting::new(self.size, self.batch, self.repeat),
             images_per_second: times.per_second(self.batch),
             times,
             peak_memory_bytes: peak,
@@ -148,22 +140,9 @@ fn objects(
 }
 
 impl Report {
-    pub(super) fn print_json(&self) -> Result<()> {
-        writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(self)?)?;
-        Ok(())
-    }
-
     pub(super) fn print_table(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        let (height, width) = self.size;
-        writeln!(
-            out,
-            "{height}×{width} pixels, {} per step, {} threads, {}; median of {} steps (fastest – slowest)\n",
-            self.batch,
-            self.threads,
-            self.cpu.join(" "),
-            self.repeat
-        )?;
+        self.setting.print("step", "steps", &mut out)?;
         let mib = |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| (bytes >> 20).to_string());
         writeln!(
             out,
