@@ -9,10 +9,11 @@ help:
 	@echo "make demo    install what is missing, build, and go from nothing to segmented pictures"
 	@echo "make test    build and run every test; ends with a line per skipped test"
 	@echo "make lint    formatting, clippy and documentation, warnings as errors"
-	@echo "make setup   install what a fresh Debian machine lacks; with VIDEO=1 also ffmpeg, to read video files"
+	@echo "make setup   install what a fresh Debian machine lacks; with VIDEO=1 also ffmpeg, to read video files,"
+	@echo "             with MPI=1 Open MPI, to train on several processes"
 
 setup:
-	@VIDEO=$(VIDEO) tools/setup.sh
+	@VIDEO=$(VIDEO) MPI=$(MPI) tools/setup.sh
 
 build: setup
 	@tools/with-cargo.sh $(BUILD)

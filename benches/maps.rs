@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use rescatter::ops::{self, BatchNorm, Conv2d, CrossEntropy, NormMode};
 use rescatter::params::ParamStore;
+use rescatter::world::World;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -95,7 +96,9 @@ fn maps(c: &mut Criterion) -> Result<()> {
     let max = |t: &[Var]| ops::max_pool2d(&t[0], 2, 2, 0);
     Case::new(&[x], 4 * 128 * 18 * 18, max)?.bench(&mut group, "max_pool_2")?;
     let norm = BatchNorm::new(128, &ParamStore::new(&Device::Cpu, DType::F32, 0).root())?;
-    let batch_norm = |t: &[Var]| norm.forward_relu(&t[0], NormMode::Batch { update: false });
+    let batch_norm = |t: &[Var]| {
+        norm.forward_relu(&t[0], NormMode::Batch { update: false, world: World::SINGLE })
+    };
     let large: &[usize] = &[4, 128, 72, 72];
     Case::new(&[large], 4 * 128 * 72 * 72, batch_norm)?.bench(&mut group, "batch_norm_relu")?;
     let labels = random(&[2, 256, 256])?.flatten_all()?.to_vec1::<f32>()?;

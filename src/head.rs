@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::backbone::Features;
 use crate::rng::Rng;
+use crate::world::World;
 
 /// All that a head knows of the backbone when it is built.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,20 +13,6 @@ pub struct FeatureSpec {
     pub channels: usize,
     /// Pixels between neighbouring patch tokens.
     pub stride_px: f32,
-}
-
-/// The processes that train together. One process: rank 0 of 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct World {
-    /// Number of this process.
-    pub rank: usize,
-    /// How many there are.
-    pub size: usize,
-}
-
-impl World {
-    /// One process.
-    pub const SINGLE: World = World { rank: 0, size: 1 };
 }
 
 /// What a forward pass must know besides its input.

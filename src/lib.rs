@@ -24,5 +24,6 @@ pub mod params;
 pub mod rng;
 pub mod tuning;
 pub mod weights;
+pub mod world;
 
 pub use error::{Error, Result};

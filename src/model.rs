@@ -75,6 +75,10 @@ impl<H: Head> Model<H> {
         let features = self.features(images, ctx, |ctx| Pass::Train(ctx))?;
         let mut losses = self.head.losses(&features, targets, ctx)?;
         let dispatch = self.backbone.dispatch();
+        let mean_mask = match mean_mask {
+            None if ctx.world.size > 1 => Some(mean_over_ranks(&features.kept, ctx)?),
+            given => given,
+        };
         // A random mask has no gradient, so its rate is no loss; nor has that of a model that tasks are added to.
         if self.loss.rate > 0.0 && self.backbone.dispatchers() > 0 && !self.backbone.is_extended() {
             losses.terms.extend(rate_term(
@@ -194,6 +198,14 @@ impl Display for TrainedParts {
     }
 }
 
+/// The mean mask of what all ranks decided in one micro-batch each.
+fn mean_over_ranks(kept: &KeptStats, ctx: &StepContext) -> Result<f64> {
+    let decisions = kept.decisions() as f64;
+    let mut sums = [kept.overall()? * decisions, decisions];
+    ctx.world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
+    Ok(sums[0] / sums[1].max(1.0))
+}
+
 /// T, where `images` `[B·T, 3, H, W]` are those of `clips` samples.
 fn frames_per_clip(images: &Tensor, clips: usize) -> Result<usize> {
     let images = images.dim(0)?;
@@ -243,10 +255,11 @@ fn complete_name(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::head::{Term, World};
+    use crate::head::Term;
     use crate::ops::{self, CrossEntropy};
     use crate::params::{Init, Role};
     use crate::rng::{Purpose, Rng};
+    use crate::world::World;
 
     /// Three classes from the mean token.
     struct MeanToken {

@@ -14,11 +14,12 @@ use rescatter::config::{OptimizerConfig, load};
 use rescatter::data::{Batch, InstanceMask, Instances, LabelMap};
 use rescatter::engine::Optimizer;
 use rescatter::engine::step::{Moment, StepGradients, step_gradients};
-use rescatter::head::{Head, ImageMeta, World};
+use rescatter::head::{Head, ImageMeta};
 use rescatter::model::Model;
 use rescatter::params::Role;
 use rescatter::rng::{Purpose, Rng};
 use rescatter::weights::checkpoint;
+use rescatter::world::World;
 use rescatter_heads::{Config, TaskModel};
 
 const CLASSES: usize = 3;

@@ -11,9 +11,10 @@ use rescatter::config::{
     WindowPadding,
 };
 use rescatter::dispatch::{calibrate, calibrate_clips};
-use rescatter::head::{StepContext, World};
+use rescatter::head::StepContext;
 use rescatter::params::ParamStore;
 use rescatter::rng::{Purpose, Rng};
+use rescatter::world::World;
 
 const DEPTH: usize = 4;
 /// DESIGN's bound on |difference| over the largest value.

@@ -801,6 +801,7 @@ train: {{ iterations: 7, batch_size: 1 }}
     }
     let meta = Meta {
         format: 1,
+        samples: None,
         step: 7,
         iterations: 7,
         seed: 0,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian machine lacks to build Rescatter: a C linker and the Rust toolchain; with VIDEO=1 also ffmpeg
-# and the headers of its libraries. Does nothing twice.
+# and the headers of its libraries, with MPI=1 Open MPI. Does nothing twice.
 set -euo pipefail
 
 as_root() {
@@ -13,9 +13,12 @@ as_root() {
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v cargo >/dev/null || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] || command -v curl >/dev/null || missing+=(curl ca-certificates)
-if [ -n "${VIDEO:-}" ] && { [ -z "$(tools/features.sh)" ] || ! command -v ffmpeg >/dev/null; }; then
+if [ -n "${VIDEO:-}" ] && { [[ "$(tools/features.sh)" != *video* ]] || ! command -v ffmpeg >/dev/null; }; then
     missing+=(ffmpeg libavcodec-dev libavformat-dev libavutil-dev libavfilter-dev libavdevice-dev libswscale-dev
         libswresample-dev libclang-dev pkg-config)
+fi
+if [ -n "${MPI:-}" ] && ! command -v mpicc >/dev/null; then
+    missing+=(openmpi-bin libopenmpi-dev libclang-dev)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
     as_root apt-get update -qq

@@ -13,6 +13,7 @@ use rescatter::fs::atomic_write;
 use rescatter::metrics::coco::CocoAp;
 use rescatter::metrics::{ConfusionMatrix, SegmentationScores, TopK, TopKScores};
 use rescatter::model::Model;
+use rescatter::world::World;
 use rescatter::{Error, Result, data};
 use serde::Serialize;
 
@@ -96,6 +97,15 @@ pub struct EvaluationOptions<'a> {
     pub workers: usize,
     /// Told after each image how many are done and how many there are.
     pub progress: &'a dyn Fn(usize, usize),
+    /// The processes that share the set; all of them get the scores of the whole.
+    pub world: World,
+}
+
+impl EvaluationOptions<'_> {
+    /// Says how far this process is, as if the others were as far.
+    fn report(&self, images: usize, all: usize) {
+        (self.progress)((images * self.world.size).min(all), all);
+    }
 }
 
 impl TaskModel {
@@ -107,10 +117,11 @@ impl TaskModel {
         &self,
         config: &Config,
         classes: &[String],
+        world: World,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Evaluation> {
-        let options =
-            EvaluationOptions { eval: &config.eval, workers: config.data.workers, progress };
+        let (eval, workers) = (&config.eval, config.data.workers);
+        let options = EvaluationOptions { eval, workers, progress, world };
         match self {
             Self::Segmentation(model) => {
                 let set = data::segmentation_for_evaluation(&config.data.val)?;
@@ -158,9 +169,11 @@ pub fn evaluate_segmentation(
         let prediction = found.labels(batch.metas[0].original);
         tally.add(start, &found.kept);
         matrix.add(&batch.targets[0], &prediction)?;
-        (options.progress)(tally.images, set.len());
+        options.report(tally.images, set.len());
     }
-    Ok(tally.finish(Scores::Segmentation(matrix.scores()), set.classes(), loader.skipped()))
+    let mut all = ConfusionMatrix::new(set.classes().len(), model.head.labels().ignore_index);
+    options.world.gather(matrix)?.iter().try_for_each(|matrix| all.merge(matrix))?;
+    tally.finish(Scores::Segmentation(all.scores()), set.classes(), loader.skipped(), options)
 }
 
 /// COCO's average precision of boxes and masks, each image at its own size; `ap` collects the detections.
@@ -185,11 +198,13 @@ pub fn evaluate_detection(
         let size = batch.metas[0].original;
         let objects = objects.iter().map(|object| object.detected(size));
         ap.add(&batch.metas[0].name, objects.collect::<Result<Vec<_>>>()?)?;
-        (options.progress)(tally.images, set.len());
+        options.report(tally.images, set.len());
     }
+    ap.over_ranks(options.world)?;
     let boxes = DetectionScores::of_boxes(&ap)?;
     let scores = if model.head.has_masks() { boxes.with_masks(&ap)? } else { boxes };
-    let evaluation = tally.finish(Scores::Detection(scores), set.classes(), loader.skipped());
+    let scores = Scores::Detection(scores);
+    let evaluation = tally.finish(scores, set.classes(), loader.skipped(), options)?;
     Ok(Evaluation { detections: ap.detections().to_vec(), ..evaluation })
 }
 
@@ -219,9 +234,10 @@ pub fn evaluate_classification(
         for (class, logits) in batch.targets.iter().zip(&logits) {
             hits.add(*class, logits)?;
         }
-        (options.progress)(tally.images, set.len());
+        options.report(tally.images, set.len());
     }
-    Ok(tally.finish(Scores::Classification(hits.scores()), set.classes(), loader.skipped()))
+    let scores = Scores::Classification(over_ranks(hits, options.world)?);
+    tally.finish(scores, set.classes(), loader.skipped(), options)
 }
 
 /// Top-1, top-5 and the mean over classes; the logits of a video's views, clips of `frames` frames, are averaged.
@@ -244,11 +260,25 @@ pub fn evaluate_video(
         let (logits, kept) = averaged(model, &batch.images, frames, &batch.metas[0])?;
         tally.add(start, &kept);
         hits.add(batch.targets[0], &logits)?;
-        videos.push(VideoResult::new(&batch.metas[0].name, batch.targets[0], &logits));
-        (options.progress)(tally.images, set.len());
+        let video = VideoResult::new(&batch.metas[0].name, batch.targets[0], &logits);
+        videos.push((batch.samples[0], video));
+        options.report(tally.images, set.len());
     }
-    let scores = Scores::Classification(hits.scores());
-    Ok(Evaluation { videos, ..tally.finish(scores, set.classes(), loader.skipped()) })
+    let scores = Scores::Classification(over_ranks(hits, options.world)?);
+    // Numbered as they stand in the list, of which every process read its share.
+    let mut videos = options.world.gather(videos)?.concat();
+    videos.sort_by_key(|(sample, _)| *sample);
+    let videos = videos.into_iter().map(|(_, video)| video).collect();
+    let evaluation = tally.finish(scores, set.classes(), loader.skipped(), options)?;
+    Ok(Evaluation { videos, ..evaluation })
+}
+
+/// The accuracies over what all processes counted.
+fn over_ranks(hits: TopK, world: World) -> Result<TopKScores> {
+    let mut parts = world.gather(hits)?;
+    let mut all = parts.remove(0);
+    parts.iter().try_for_each(|part| all.merge(part))?;
+    Ok(all.scores())
 }
 
 fn loader<T: Send + 'static>(
@@ -260,6 +290,7 @@ fn loader<T: Send + 'static>(
         batch_size,
         workers: options.workers,
         mode: Mode::Evaluate,
+        world: options.world,
         ..LoaderOptions::default()
     };
     Loader::new(set.clone(), options)
@@ -288,18 +319,36 @@ impl Tally {
         self.kept.add(kept);
     }
 
-    fn finish(self, scores: Scores, classes: &[String], skipped: &Skipped) -> Evaluation {
-        Evaluation {
+    /// The evaluation of the whole set by all processes.
+    fn finish(
+        self,
+        scores: Scores,
+        classes: &[String],
+        skipped: &Skipped,
+        options: &EvaluationOptions,
+    ) -> Result<Evaluation> {
+        let own = (self.images, self.working.as_secs_f64(), self.kept, skipped.clone());
+        let (mut images, mut working) = (0, 0.0);
+        let (mut kept, mut all_skipped) = (Kept::default(), Skipped::new());
+        for (their_images, their_working, their_kept, their_skipped) in options.world.gather(own)? {
+            images += their_images;
+            working += their_working;
+            kept.add(&their_kept);
+            for (message, times) in their_skipped {
+                *all_skipped.entry(message).or_insert(0) += times;
+            }
+        }
+        Ok(Evaluation {
             scores,
-            kept: self.kept.overall(),
-            kept_per_layer: self.kept.per_layer(),
-            images: self.images,
-            seconds_per_image: self.working.as_secs_f64() / self.images.max(1) as f64,
+            kept: kept.overall(),
+            kept_per_layer: kept.per_layer(),
+            images,
+            seconds_per_image: working / images.max(1) as f64,
             seconds: self.start.map_or(0.0, |start| start.elapsed().as_secs_f64()),
             classes: classes.to_vec(),
-            skipped: skipped.clone(),
+            skipped: all_skipped,
             detections: Vec::new(),
             videos: Vec::new(),
-        }
+        })
     }
 }

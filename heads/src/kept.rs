@@ -3,9 +3,10 @@
 use candle_core::Result;
 use rescatter::config::Variant;
 use rescatter::dispatch::KeptStats;
+use serde::{Deserialize, Serialize};
 
 /// Counts tokens over passes of any size; a token of a large image weighs as much as one of a small image.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// Per dispatcher.
     active: Vec<f64>,

@@ -26,6 +26,9 @@ pub struct Meta {
     pub format: u32,
     /// Optimizer steps done.
     pub step: u64,
+    /// Training samples read by then, over all processes and micro-batches; files of earlier versions do not say.
+    #[serde(default)]
+    pub samples: Option<u64>,
     /// Steps of the whole training.
     pub iterations: u64,
     /// Seed of every random number.

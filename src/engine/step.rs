@@ -5,9 +5,10 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::optim::Parameter;
 use crate::data::Batch;
 use crate::dispatch::KeptStats;
-use crate::head::{Head, Losses, StepContext, World};
+use crate::head::{Head, Losses, StepContext};
 use crate::model::Model;
 use crate::rng::Rng;
+use crate::world::World;
 
 /// What the micro-batches of a step share.
 #[derive(Debug, Clone, Copy)]
@@ -42,12 +43,12 @@ pub struct StepGradients {
     pub kept: Option<f64>,
 }
 
-/// The gradients of the mean losses over all `batches` together, as if they were one batch (except that batch norm sees
-/// each by itself).
+/// The gradients of the mean losses over all `batches` of all ranks together, as if they were one batch (except that batch
+/// norm sees the micro-batches one after the other, each over all ranks).
 ///
 /// A term is divided by its count over all micro-batches, which is only known after all of them: with more than one, a
 /// first pass without backward finds counts and the mean mask, and the second pass repeats it with the same random
-/// numbers. One micro-batch needs one pass.
+/// numbers. One micro-batch needs one pass: the ranks exchange its counts between forward and backward.
 ///
 /// # Errors
 /// If a forward or backward pass fails.
@@ -60,7 +61,7 @@ pub fn step_gradients<H: Head>(
     let device = model.params.device();
     let totals = match batches {
         [_] => None,
-        _ => Some(count(model, batches, moment)?),
+        _ => Some(count(model, batches, moment)?.over_ranks(moment.world)?),
     };
     let mut sum = StepGradients {
         gradients: vec![None; parameters.len()],
@@ -75,7 +76,11 @@ pub fn step_gradients<H: Head>(
             model.losses_at(&on(device, batch)?, &batch.targets, &ctx, mean_mask)?;
         let counts = match &totals {
             Some(totals) => totals.counts_for(&losses)?,
-            None => losses.counts(),
+            None => {
+                let mut counts = losses.counts();
+                moment.world.sum(&mut counts).map_err(candle_core::Error::wrap)?;
+                counts
+            }
         };
         sum.kept = match &totals {
             Some(_) => mean_mask,
@@ -95,7 +100,53 @@ pub fn step_gradients<H: Head>(
             };
         }
     }
+    sum.over_ranks(parameters, moment.world)?;
     Ok(sum)
+}
+
+/// Numbers that are exchanged at once.
+const BUCKET: usize = 1 << 22;
+
+impl StepGradients {
+    /// The sums over all ranks. A parameter that no rank's losses depend on stays without gradient.
+    fn over_ranks(&mut self, parameters: &[Parameter], world: &World) -> Result<()> {
+        if world.size == 1 {
+            return Ok(());
+        }
+        let failed = candle_core::Error::wrap;
+        let mut sums = vec![self.total, self.kept.unwrap_or(0.0)];
+        sums.extend(self.terms.iter().map(|(_, mean)| mean));
+        let scalars = sums.len();
+        sums.extend(self.gradients.iter().map(|g| f64::from(u8::from(g.is_some()))));
+        world.sum(&mut sums).map_err(failed)?;
+        self.total = sums[0];
+        self.kept = self.kept.map(|_| sums[1] / world.size as f64);
+        self.terms.iter_mut().zip(&sums[2..]).for_each(|((_, mean), sum)| *mean = *sum);
+        let wanted: Vec<usize> =
+            (0..parameters.len()).filter(|i| sums[scalars + i] > 0.0).collect();
+        let mut bucket: Vec<f32> = Vec::new();
+        let mut first = 0;
+        for (at, &i) in wanted.iter().enumerate() {
+            match &self.gradients[i] {
+                Some(gradient) => bucket.extend(gradient.flatten_all()?.to_vec1::<f32>()?),
+                None => bucket.resize(bucket.len() + parameters[i].var.elem_count(), 0.0),
+            }
+            if bucket.len() < BUCKET && at + 1 < wanted.len() {
+                continue;
+            }
+            world.sum_f32(&mut bucket).map_err(failed)?;
+            let mut rest = &bucket[..];
+            for &i in &wanted[first..=at] {
+                let var = &parameters[i].var;
+                let (own, later) = rest.split_at(var.elem_count());
+                self.gradients[i] = Some(Tensor::from_slice(own, var.shape(), var.device())?);
+                rest = later;
+            }
+            bucket.clear();
+            first = at + 1;
+        }
+        Ok(())
+    }
 }
 
 /// Counts of a step.
@@ -125,6 +176,18 @@ impl Totals {
         self.active += kept.overall()? * decisions;
         self.decisions += decisions;
         Ok(())
+    }
+
+    /// The counts of all ranks together.
+    fn over_ranks(mut self, world: &World) -> Result<Self> {
+        let mut sums: Vec<f64> = self.counts.iter().map(|(_, count)| *count).collect();
+        sums.extend([self.active, self.decisions]);
+        world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
+        self.counts.iter_mut().zip(&sums).for_each(|((_, count), sum)| *count = *sum);
+        if let [.., active, decisions] = sums[..] {
+            (self.active, self.decisions) = (active, decisions);
+        }
+        Ok(self)
     }
 
     fn mean_mask(&self) -> Option<f64> {

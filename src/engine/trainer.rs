@@ -19,10 +19,11 @@ use super::{Ema, Optimizer, Schedule, clip_scale, gradient_norm};
 use crate::config::{Config, OptimizerConfig, TrainConfig, load};
 use crate::data::Batch;
 use crate::fs::atomic_write;
-use crate::head::{Head, World};
+use crate::head::Head;
 use crate::model::{Model, TrainedParts};
 use crate::rng::Rng;
 use crate::weights::checkpoint::Tensors;
+use crate::world::World;
 use crate::{Error, Result};
 
 /// What an evaluation found.
@@ -59,6 +60,7 @@ pub struct Trainer<'a, H> {
     optimizer: Optimizer,
     ema: Option<Ema>,
     rng: Rng,
+    world: World,
     meta: Meta,
 }
 
@@ -84,6 +86,7 @@ impl<'a, H: Head> Trainer<'a, H> {
         let meta = Meta {
             format: 1,
             step: 0,
+            samples: Some(0),
             iterations,
             seed: config.seed,
             schedule: config.schedule.clone(),
@@ -105,8 +108,16 @@ impl<'a, H: Head> Trainer<'a, H> {
             optimizer: Optimizer::new(&config.optimizer, &model.params)?,
             ema: config.train.ema.map(|decay| Ema::new(&model.params, decay)).transpose()?,
             rng: Rng::new(config.seed),
+            world: World::SINGLE,
             meta,
         })
+    }
+
+    /// The same training shared with the other processes of `world`, each of which reads its own batches; the first writes.
+    #[must_use]
+    pub fn shared(mut self, world: World) -> Self {
+        self.world = world;
+        self
     }
 
     /// The same training of a task that is added to `earlier` ones.
@@ -150,7 +161,8 @@ impl<'a, H: Head> Trainer<'a, H> {
 
     /// The number of the first sample that the next step reads: where the loader must begin.
     pub fn first_sample(&self) -> u64 {
-        self.meta.step * (self.config.batch_size * self.config.accumulate) as u64
+        let per_step = (self.config.batch_size * self.config.accumulate) as u64;
+        self.meta.samples.unwrap_or(self.meta.step * per_step)
     }
 
     /// Trains to the end on `batches` (endless, beginning at [`Self::first_sample`]), evaluating with `evaluate`; stops
@@ -164,19 +176,20 @@ impl<'a, H: Head> Trainer<'a, H> {
         stop: &AtomicBool,
         mut evaluate: impl FnMut() -> Result<Evaluation>,
     ) -> Result<Outcome> {
-        let mut outputs = Outputs::open(&self.run, &self.meta)?;
+        let leads = self.world.leads();
+        let mut outputs = leads.then(|| Outputs::open(&self.run, &self.meta)).transpose()?;
         let mut evaluation = Evaluation::default();
         loop {
             let done = self.meta.step == self.iterations;
             // A resumed run makes up for an evaluation that was cut short; the last one is wanted for the results.
             if done || (self.evaluates() && self.meta.evaluated != Some(self.meta.step)) {
-                evaluation = self.evaluate(&mut evaluate, &mut outputs)?;
+                evaluation = self.evaluate(&mut evaluate, outputs.as_mut())?;
             }
             if done {
                 break;
             }
-            let step = self.train_step(&mut batches, &mut outputs)?;
-            let asked = stop.load(Ordering::Relaxed);
+            let step = self.train_step(&mut batches, outputs.as_mut())?;
+            let asked = self.asked_to_stop(stop)?;
             let last = step == self.iterations;
             if asked
                 || last
@@ -186,13 +199,19 @@ impl<'a, H: Head> Trainer<'a, H> {
                 self.save_last()?;
             }
             if asked && !last {
-                outputs.progress.finish();
                 return Ok(Outcome::Interrupted { step });
             }
         }
-        outputs.progress.finish();
+        drop(outputs);
         self.write_results(&evaluation)?;
         Ok(Outcome::Finished(evaluation))
+    }
+
+    /// Whether any process was asked to stop.
+    fn asked_to_stop(&self, stop: &AtomicBool) -> Result<bool> {
+        let mut asked = [f64::from(u8::from(stop.load(Ordering::Relaxed)))];
+        self.world.sum(&mut asked)?;
+        Ok(asked[0] > 0.0)
     }
 
     /// Whether the present step is one after which the weights are evaluated.
@@ -206,7 +225,7 @@ impl<'a, H: Head> Trainer<'a, H> {
     fn train_step(
         &mut self,
         batches: &mut impl Iterator<Item = Result<Batch<H::Target>>>,
-        outputs: &mut Outputs,
+        outputs: Option<&mut Outputs>,
     ) -> Result<u64> {
         let start = Instant::now();
         let ended = || Error::usage("the training data came to an end");
@@ -216,8 +235,7 @@ impl<'a, H: Head> Trainer<'a, H> {
         let waited = start.elapsed();
         let lr = self.schedule.lr(self.meta.step);
         let progress = self.meta.step as f64 / self.iterations as f64;
-        let moment =
-            Moment { rng: &self.rng, step: self.meta.step, progress, world: &World::SINGLE };
+        let moment = Moment { rng: &self.rng, step: self.meta.step, progress, world: &self.world };
         let found = step_gradients(self.model, self.optimizer.parameters(), &group, &moment)?;
         let norm = gradient_norm(&found.gradients)?;
         self.check_finite(&found, norm, &group)?;
@@ -226,11 +244,15 @@ impl<'a, H: Head> Trainer<'a, H> {
         if let Some(ema) = &self.ema {
             ema.update()?;
         }
+        let read = self.config.batch_size * self.config.accumulate * self.world.size;
+        self.meta.samples = Some(self.first_sample() + read as u64);
         self.meta.step += 1;
         let spent = start.elapsed();
         self.meta.seconds += spent.as_secs_f64();
-        outputs.window.add(&found, norm, [spent, waited]);
-        outputs.after_step(self.meta.step, lr, &self.config)?;
+        if let Some(outputs) = outputs {
+            outputs.window.add(&found, norm, [spent, waited]);
+            outputs.after_step(self.meta.step, lr, &self.config)?;
+        }
         Ok(self.meta.step)
     }
 
@@ -256,8 +278,9 @@ impl<'a, H: Head> Trainer<'a, H> {
             }
             None => return Ok(()),
         };
-        let names: Vec<&str> =
-            batches.iter().flat_map(|b| &b.metas).map(|meta| meta.name.as_str()).collect();
+        let metas = batches.iter().flat_map(|batch| &batch.metas);
+        let names: Vec<String> = metas.map(|meta| meta.name.clone()).collect();
+        let names = self.world.gather(names)?.concat();
         let step = self.meta.step + 1;
         let kept = if self.run.last_path().exists() {
             "the last checkpoint stays as it was"
@@ -274,7 +297,7 @@ impl<'a, H: Head> Trainer<'a, H> {
     fn evaluate(
         &mut self,
         evaluate: &mut impl FnMut() -> Result<Evaluation>,
-        outputs: &mut Outputs,
+        outputs: Option<&mut Outputs>,
     ) -> Result<Evaluation> {
         let start = Instant::now();
         if let Some(ema) = &self.ema {
@@ -294,11 +317,13 @@ impl<'a, H: Head> Trainer<'a, H> {
         });
         if let Some((name, score)) = better {
             self.meta.best = Some(Best { name: name.clone(), score: *score, step });
-            let averages = self.ema.as_ref().map(Ema::state).unwrap_or_default();
-            checkpoint::save(&self.run.best_path(), &self.model.params, averages, &self.meta)?;
+            if self.world.leads() {
+                let averages = self.ema.as_ref().map(Ema::state).unwrap_or_default();
+                checkpoint::save(&self.run.best_path(), &self.model.params, averages, &self.meta)?;
+            }
         }
         // The line comes first: a process that is killed in between makes the evaluation again and the line with it.
-        if !known {
+        if let (false, Some(outputs)) = (known, outputs) {
             outputs.after_evaluation(step, &found, start.elapsed())?;
         }
         self.save_last()?;
@@ -306,12 +331,18 @@ impl<'a, H: Head> Trainer<'a, H> {
     }
 
     fn save_last(&self) -> Result<()> {
+        if !self.world.leads() {
+            return Ok(());
+        }
         let mut beside: Tensors = self.optimizer.state();
         beside.extend(self.ema.as_ref().map(Ema::state).unwrap_or_default());
         checkpoint::save(&self.run.last_path(), &self.model.params, beside, &self.meta)
     }
 
     fn write_results(&self, evaluation: &Evaluation) -> Result<()> {
+        if !self.world.leads() {
+            return Ok(());
+        }
         let mut results = scores_json(&evaluation.scores);
         results.extend(evaluation.details.clone());
         results.insert("step".into(), json!(self.meta.step));
@@ -332,6 +363,12 @@ struct Outputs {
     progress: Progress,
     window: Window,
     iterations: u64,
+}
+
+impl Drop for Outputs {
+    fn drop(&mut self) {
+        self.progress.finish();
+    }
 }
 
 impl Outputs {

@@ -1,12 +1,12 @@
 //! Mean intersection over union and the accuracies beside it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::data::LabelMap;
 use crate::{Error, Result};
 
 /// `K × K` counts of (label, prediction), summed over all pixels of all images.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfusionMatrix {
     classes: usize,
     ignore_index: u16,

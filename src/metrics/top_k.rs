@@ -1,11 +1,11 @@
 //! Classification accuracy.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// Counts of images whose class is the best guess, or among the five best.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopK {
     /// Per class: images whose class is among the five best.
     among_five: Vec<u64>,
@@ -52,6 +52,22 @@ impl TopK {
         let best = best(logits, 5);
         self.among_five[class] += u64::from(best.contains(&class));
         self.confusion[class][best[0]] += 1;
+        Ok(())
+    }
+
+    /// Adds the counts of another one, e.g. of another process.
+    ///
+    /// # Errors
+    /// If it has another number of classes.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let (classes, theirs) = (self.among_five.len(), other.among_five.len());
+        if classes != theirs {
+            return Err(Error::usage(format!("accuracies over {classes} and {theirs} classes")));
+        }
+        self.among_five.iter_mut().zip(&other.among_five).for_each(|(a, b)| *a += b);
+        let (mine, others) =
+            (self.confusion.iter_mut().flatten(), other.confusion.iter().flatten());
+        mine.zip(others).for_each(|(a, b)| *a += b);
         Ok(())
     }
 

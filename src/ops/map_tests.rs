@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use super::gradcheck::{check, normal};
 use super::twin::{assert_twins, random};
 use super::*;
+use crate::world::World;
 
 /// A reference file: its tensors, and metadata as JSON.
 struct Fixture {
@@ -167,7 +168,7 @@ fn batch_norm(channels: usize, dtype: DType) -> Result<BatchNorm> {
 #[test]
 fn batch_norm_gradients_match_finite_differences() -> Result<()> {
     let inputs = [normal(&[2, 3, 4, 5], 7)?, normal(&[3], 8)?, normal(&[3], 9)?];
-    for mode in [NormMode::Batch { update: false }, NormMode::Running] {
+    for mode in [NormMode::Batch { update: false, world: World::SINGLE }, NormMode::Running] {
         let norm = batch_norm(3, DType::F64)?;
         norm.running_var.set(&normal(&[3], 10)?.sqr()?)?;
         check(
@@ -186,14 +187,17 @@ fn running_statistics_follow_the_batch() -> Result<()> {
     // Channel values 1, 3, 5, 7: mean 4, unbiased variance 20/3; a tenth of them joins 0 and 1.
     let norm = batch_norm(1, DType::F32)?;
     let x = Tensor::new(&[1f32, 3., 5., 7.], &Device::Cpu)?.reshape((1, 1, 2, 2))?;
-    let y = norm.forward(&x, NormMode::Batch { update: true })?;
+    let y = norm.forward(&x, NormMode::Batch { update: true, world: World::SINGLE })?;
     assert!((norm.running_mean.to_vec1::<f32>()?[0] - 0.4).abs() < 1e-6);
     assert!((norm.running_var.to_vec1::<f32>()?[0] - (0.9 + 2.0 / 3.0)).abs() < 1e-6);
     // (1 − 4) / √5.
     assert!((y.flatten_all()?.to_vec1::<f32>()?[0] + 3.0 / 5f32.sqrt()).abs() < 1e-5);
     assert!(
-        norm.forward(&x.narrow(2, 0, 1)?.narrow(3, 0, 1)?, NormMode::Batch { update: false })
-            .is_err()
+        norm.forward(
+            &x.narrow(2, 0, 1)?.narrow(3, 0, 1)?,
+            NormMode::Batch { update: false, world: World::SINGLE }
+        )
+        .is_err()
     );
     Ok(())
 }
@@ -290,12 +294,12 @@ fn fused_batch_norm_equals_the_composed_one() -> Result<()> {
     norm.running_var.set(&(random(&[768], 5)?.sqr()? + 0.1)?)?;
     let with =
         |t: &[Tensor]| BatchNorm { weight: t[1].clone(), bias: t[2].clone(), ..norm.clone() };
-    for mode in [NormMode::Batch { update: false }, NormMode::Running] {
+    for mode in [NormMode::Batch { update: false, world: World::SINGLE }, NormMode::Running] {
         assert_twins("batch_norm", 2e-5, &inputs, |t| with(t).forward(&t[0], mode))?;
         assert_twins("batch_norm", 2e-5, &inputs, |t| with(t).forward_relu(&t[0], mode))?;
     }
     let updated = |norm: BatchNorm| -> Result<(Tensor, Tensor)> {
-        norm.forward(&inputs[0], NormMode::Batch { update: true })?;
+        norm.forward(&inputs[0], NormMode::Batch { update: true, world: World::SINGLE })?;
         Ok((norm.running_mean.as_tensor().copy()?, norm.running_var.as_tensor().copy()?))
     };
     let fused = updated(batch_norm(768, DType::F32)?)?;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ndarray::Array3;
 use rescatter::config::OnError;
 use rescatter::data::{Batching, Dataset, Loader, LoaderOptions, Mode, Sample};
-use rescatter::head::{ImageMeta, World};
+use rescatter::head::ImageMeta;
 use rescatter::rng::Stream;
+use rescatter::world::World;
 use rescatter::{Error, Result};
 
 /// Sample i is one pixel with its number and a random draw; some are broken, one panics.

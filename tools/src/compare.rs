@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use rescatter::config::VtabTask;
 use rescatter::engine::{Outcome, Run, Start};
 use rescatter::fs::atomic_write;
+use rescatter::world::World;
 use rescatter_heads::Config;
 
 use crate::{process, train};
@@ -92,7 +93,7 @@ fn finish(mut config: Config, folder: &Path, stop: &AtomicBool) -> Result<Measur
     rescatter_heads::task::resolve_epochs(&mut config)?;
     let run = Run::claim(folder, &config, Start::Resume)?;
     if !is_done(&run) {
-        let outcome = train::train(config.clone(), folder, Start::Resume, stop)?;
+        let outcome = train::train(config.clone(), (folder, Start::Resume), World::SINGLE, stop)?;
         if matches!(outcome, Outcome::Interrupted { .. }) || stop.load(Ordering::Relaxed) {
             bail!("stopped; the same command goes on from here");
         }

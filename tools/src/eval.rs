@@ -8,6 +8,7 @@ use anyhow::Result;
 use rescatter::config::Variant;
 use rescatter::data::coco::Detection;
 use rescatter::engine::Run;
+use rescatter::world::World;
 use rescatter_heads::TaskModel;
 use rescatter_heads::evaluation::{Evaluation, Scores};
 use rescatter_heads::kept::per_site;
@@ -36,16 +37,19 @@ pub(crate) struct Args {
 }
 
 /// Runs `rescatter eval`.
-pub(crate) fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: Args, world: World) -> Result<ExitCode> {
     let trained =
         Trained::open(&args.target, args.checkpoint.into(), &args.overrides)?.calibrated()?;
     let terminal = std::io::stderr().is_terminal();
     let progress = |done: usize, all: usize| {
-        if terminal {
+        if terminal && world.leads() {
             eprint!("\r{done}/{all} images{}", if done == all { "\n" } else { "" });
         }
     };
-    let found = trained.model.evaluate(&trained.config, &trained.classes, &progress)?;
+    let found = trained.model.evaluate(&trained.config, &trained.classes, world, &progress)?;
+    if !world.leads() {
+        return Ok(ExitCode::SUCCESS);
+    }
     let own = || args.target.is_dir().then(|| Run::open(&args.target)).transpose();
     let detections = match &args.detections {
         Some(path) => Some(path.clone()),

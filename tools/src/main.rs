@@ -18,6 +18,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rescatter::world::World;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -59,8 +60,10 @@ enum Command {
 
 fn main() -> ExitCode {
     process::prepare();
+    let joined = World::join();
+    let leads = joined.as_ref().map_or(true, |(world, _)| world.leads());
     let filter = tracing_subscriber::EnvFilter::try_from_env("RESCATTER_LOG")
-        .unwrap_or_else(|_| "info".into());
+        .unwrap_or_else(|_| if leads { "info" } else { "warn" }.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -74,9 +77,17 @@ fn main() -> ExitCode {
     if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
         tracing::warn!("{error}");
     }
+    let (world, _membership) = match joined {
+        Ok(joined) => joined,
+        Err(error) => return failed(&error.into()),
+    };
     let result = match cli.command {
-        Command::Train(args) => train::run(args),
-        Command::Eval(args) => eval::run(args),
+        Command::Train(args) => train::run(args, world),
+        Command::Eval(args) => eval::run(args, world),
+        _ if world.size > 1 => Err(rescatter::Error::usage(
+            "only `train` and `eval` share their work among several processes",
+        )
+        .into()),
         Command::Predict(args) => predict::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Bench(args) => bench::run(args),
@@ -89,13 +100,18 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            let hint =
-                error.chain().find_map(|cause| cause.downcast_ref::<rescatter::Error>()?.hint());
-            if let Some(hint) = hint {
-                eprintln!("\nhint: {hint}");
-            }
-            ExitCode::FAILURE
+            let code = failed(&error);
+            world.abort();
+            code
         }
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    let hint = error.chain().find_map(|cause| cause.downcast_ref::<rescatter::Error>()?.hint());
+    if let Some(hint) = hint {
+        eprintln!("\nhint: {hint}");
+    }
+    ExitCode::FAILURE
 }

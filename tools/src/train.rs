@@ -13,6 +13,7 @@ use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::engine::{self, Outcome, Run, Start, Trainer};
 use rescatter::head::Head;
 use rescatter::model::{Model, TrainedParts};
+use rescatter::world::World;
 use rescatter_heads::cached::as_tokens;
 use rescatter_heads::extension::Base;
 use rescatter_heads::run::device;
@@ -38,21 +39,21 @@ pub(crate) struct Args {
 }
 
 /// Runs `rescatter train`.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, world: World) -> anyhow::Result<ExitCode> {
     let config: Config = load::load(&args.config, &args.overrides)?;
     let start = if args.resume { Start::Resume } else { Start::Fresh };
-    train(config, &args.run, start, process::stop_on_ctrl_c()?)?;
+    train(config, (&args.run, start), world, process::stop_on_ctrl_c()?)?;
     if let Some(peak) = peak_memory_bytes() {
         tracing::info!("peak memory {}", bytes(peak));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Trains the model of `config` in `folder` until it is done or `stop` is set.
+/// Trains the model of `config` in a folder until it is done or `stop` is set.
 pub(crate) fn train(
     mut config: Config,
-    folder: &Path,
-    start: Start,
+    (folder, start): (&Path, Start),
+    world: World,
     stop: &AtomicBool,
 ) -> anyhow::Result<Outcome> {
     let base = Base::open(&mut config)?;
@@ -66,7 +67,7 @@ pub(crate) fn train(
     if let Some(base) = &base {
         base.hand_over(&task)?;
     }
-    let session = Session { config, run, classes, task: &task, base, stop };
+    let session = Session { config, run, classes, task: &task, base, world, stop };
     match &task {
         TaskModel::Segmentation(model) => {
             // A validation set that is missing or has other classes is found before the training, not after it.
@@ -101,6 +102,7 @@ struct Session<'a> {
     classes: Vec<String>,
     task: &'a TaskModel,
     base: Option<Base>,
+    world: World,
     stop: &'a AtomicBool,
 }
 
@@ -129,7 +131,8 @@ impl Session<'_> {
     ) -> anyhow::Result<Outcome> {
         let earlier = self.base.as_ref().map_or(Vec::new(), |base| base.earlier().to_vec());
         let mut trainer = Trainer::new(model, self.run.clone(), self.config, self.classes.clone())?
-            .adding_to(earlier);
+            .adding_to(earlier)
+            .shared(self.world);
         trainer.resume(self.config)?;
         let options = LoaderOptions {
             batch_size: self.config.train.batch_size,
@@ -137,6 +140,7 @@ impl Session<'_> {
             seed: self.config.seed,
             first_sample: trainer.first_sample(),
             mode: Mode::Train,
+            world: self.world,
             ..LoaderOptions::default()
         };
         tracing::info!(
@@ -168,11 +172,11 @@ impl Session<'_> {
             Some(base) => base.thresholds(),
             None => calibration::budgets(self.task, self.config)?,
         };
-        let found = self.task.evaluate(self.config, &self.classes, &|_, _| {})?;
-        if matches!(self.task, TaskModel::Detection(_)) {
+        let found = self.task.evaluate(self.config, &self.classes, self.world, &|_, _| {})?;
+        if self.world.leads() && matches!(self.task, TaskModel::Detection(_)) {
             Detection::write_all(&self.run.detections_path(), &found.detections)?;
         }
-        if matches!(self.task, TaskModel::Video(_)) {
+        if self.world.leads() && matches!(self.task, TaskModel::Video(_)) {
             found.write_videos(&self.run.videos_path())?;
         }
         let scores =

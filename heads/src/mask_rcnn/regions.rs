@@ -120,8 +120,8 @@ fn assigned(iou: f32, boxes: &[[f32; 4]], objects: &Instances) -> Matches {
 
 #[cfg(test)]
 mod tests {
-    use rescatter::head::World;
     use rescatter::rng::Rng;
+    use rescatter::world::World;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use rescatter::Result;
 use rescatter::head::ImageMeta;
 use rescatter::metrics;
 use rescatter::model::Model;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use predictor::{VideoPrediction, VideoPredictor, Window};
 
@@ -18,7 +18,7 @@ use crate::kept::Kept;
 const NAMED: usize = 5;
 
 /// What a model said of one video.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VideoResult {
     /// Its path in the list.
     pub video: String,
@@ -29,7 +29,7 @@ pub struct VideoResult {
 }
 
 /// A class and how sure the model is of it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Guess {
     /// Its number.
     pub class: u32,

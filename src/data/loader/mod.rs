@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Batch, Batching, Dataset, Sample};
-use crate::head::World;
+use crate::world::World;
 use crate::{Error, Result};
 use plan::{Outcome, Plan};
 use queue::Queue;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use super::super::{Dataset, Sample};
 use super::{LoaderOptions, Mode, lock};
 use crate::config::OnError;
-use crate::head::World;
 use crate::rng::{Purpose, Rng};
+use crate::world::World;
 use crate::{Error, Result};
 
 /// One sample's way: read, left out, or an error.
@@ -67,10 +67,10 @@ impl<T: Send + 'static> Plan<T> {
         order
     }
 
-    /// The permutation with portraits and landscapes gathered into whole batches. What completes the last epoch's batch and
+    /// The permutation with portraits and landscapes gathered into whole batches of all ranks together. What completes the last epoch's batch and
     /// what is left for the next one's stays as it comes.
     fn grouped(&self, order: Vec<u32>, epoch: u64) -> Vec<u32> {
-        let batch = self.options.batch_size;
+        let batch = self.options.batch_size * self.options.world.size;
         let begun = (epoch.wrapping_mul(order.len() as u64) % batch as u64) as usize;
         let head = ((batch - begun) % batch).min(order.len());
         let mut arranged = order[..head].to_vec();

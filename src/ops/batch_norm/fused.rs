@@ -2,26 +2,29 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::ops::activation::{Activation, at_least};
 use crate::ops::count;
 use crate::ops::host::{slice, values};
 use crate::ops::vector::{sum_of, vectorised};
+use crate::world::World;
 
 /// What each channel is normalised with.
 #[derive(Debug, Clone)]
 pub(super) struct Stats {
     pub(super) mean: Vec<f32>,
     pub(super) var: Vec<f32>,
+    /// Values per channel that they were found over.
+    pub(super) count: f64,
 }
 
 /// Where the statistics come from, and so whether the gradient passes through them.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
-    /// Filled in by the forward pass.
-    Batch(Arc<OnceLock<Stats>>),
+    /// Filled in by the forward pass, over the batches of all processes.
+    Batch(Arc<OnceLock<Stats>>, World),
     Given(Stats),
 }
 
@@ -50,7 +53,10 @@ impl CustomOp3 for Fused {
         let (_, channels, height, width) = layout.shape().dims4()?;
         let map = Map { values: slice(x, layout)?, channels, area: height * width };
         let stats = match &self.source {
-            Source::Batch(cell) => cell.get_or_init(|| map.stats()),
+            Source::Batch(cell, world) => {
+                let stats = map.stats(*world)?;
+                cell.get_or_init(|| stats)
+            }
             Source::Given(stats) => stats,
         };
         let (weight, bias) = (slice(weight, weight_layout)?, slice(bias, bias_layout)?);
@@ -88,25 +94,32 @@ impl CustomOp3 for Fused {
             grads: &grads,
             outputs: matches!(self.activation, Activation::Relu).then_some(ys),
         };
-        let (stats, through_stats) = match &self.source {
-            Source::Batch(cell) => (cell.get_or_init(|| map.stats()), true),
-            Source::Given(stats) => (stats, false),
+        let (stats, shared) = match &self.source {
+            Source::Batch(cell, world) => match cell.get() {
+                Some(stats) => (stats, Some(world)),
+                None => bail!("batch_norm: the forward pass kept nothing for the gradient"),
+            },
+            Source::Given(stats) => (stats, None),
         };
         let sums = map.gradient_sums(&upstream, &stats.mean);
+        // Through the statistics every value depends on the gradients of all processes.
+        let all_sums = match shared {
+            Some(world) => over_ranks(&sums, *world)?,
+            None => Vec::new(),
+        };
         let deviation = |c: usize| self.inverse_deviation(stats.var[c]);
         let dx = if x.track_op() {
             let weight = values(weight)?;
             let mut dx = vec![0.0; xs.len()];
-            let count = xs.len() as f64 / channels as f64;
             map.for_planes_with(
                 &upstream,
                 &mut dx,
                 #[inline(always)]
                 |c, x, g, dx| {
                     let (mean, scale) = (stats.mean[c], deviation(c) * weight[c]);
-                    if through_stats {
-                        let mean_grad = (sums[c].0 / count) as f32;
-                        let slope = (sums[c].1 / count) as f32 * deviation(c) * deviation(c);
+                    if let Some((plain, product)) = all_sums.get(c) {
+                        let mean_grad = (plain / stats.count) as f32;
+                        let slope = (product / stats.count) as f32 * deviation(c) * deviation(c);
                         for ((d, &g), &x) in dx.iter_mut().zip(g).zip(x) {
                             *d = scale * ((mean - x).mul_add(slope, g) - mean_grad);
                         }
@@ -131,6 +144,13 @@ impl CustomOp3 for Fused {
         let db = if bias.track_op() { of_channels(&|c| sums[c].0 as f32)? } else { None };
         Ok((dx, dw, db))
     }
+}
+
+/// The sums over all processes.
+fn over_ranks(sums: &[(f64, f64)], world: World) -> Result<Vec<(f64, f64)>> {
+    let mut flat: Vec<f64> = sums.iter().flat_map(|&(plain, product)| [plain, product]).collect();
+    world.sum(&mut flat).map_err(candle_core::Error::wrap)?;
+    Ok(flat.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
 impl Fused {
@@ -180,9 +200,13 @@ impl Map<'_> {
         })
     }
 
-    /// Mean and variance (divisor n) of every channel, the variance about the mean that was found.
-    fn stats(&self) -> Stats {
+    /// Mean and variance (divisor n) of every channel, the variance about the mean that was found; over the maps of all
+    /// processes.
+    fn stats(&self, world: World) -> Result<Stats> {
         let count = (self.images() * self.area) as f64;
+        if world.size > 1 {
+            return self.shared_stats(count, world);
+        }
         let of_channel = |channel: usize| {
             vectorised(
                 #[inline(always)]
@@ -200,7 +224,25 @@ impl Map<'_> {
             )
         };
         let (mean, var) = (0..self.channels).into_par_iter().map(of_channel).unzip();
-        Stats { mean, var }
+        Ok(Stats { mean, var, count })
+    }
+
+    fn shared_stats(&self, count: f64, world: World) -> Result<Stats> {
+        let sums_of = |f: &(dyn Fn(usize, f32) -> f32 + Sync)| -> Vec<f64> {
+            let of_channel = |c: usize| {
+                self.planes(c).map(|(_, x)| f64::from(sum_of(x, x, |x, _| f(c, x)))).sum()
+            };
+            (0..self.channels).into_par_iter().map(of_channel).collect()
+        };
+        let mut sums = sums_of(&|_, x| x);
+        sums.push(count);
+        world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
+        let count = sums.pop().unwrap_or(count);
+        let mean: Vec<f32> = sums.iter().map(|sum| (sum / count) as f32).collect();
+        let mut squares = sums_of(&|c, x| (x - mean[c]) * (x - mean[c]));
+        world.sum(&mut squares).map_err(candle_core::Error::wrap)?;
+        let var = squares.iter().map(|sum| (sum / count) as f32).collect();
+        Ok(Stats { mean, var, count })
     }
 
     /// For every channel Σ g and Σ g·(x − mean).

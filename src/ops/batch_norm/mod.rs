@@ -12,6 +12,7 @@ use super::fusible;
 use super::host::values;
 use crate::head::StepContext;
 use crate::params::{Init, Scope};
+use crate::world::World;
 
 /// Where mean and variance come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum NormMode {
     Batch {
         /// Whether the running statistics follow it.
         update: bool,
+        /// The processes whose batches together are the batch.
+        world: World,
     },
     /// From the running statistics.
     Running,
@@ -29,7 +32,9 @@ impl NormMode {
     /// Batch statistics while training, running ones otherwise (`None`: prediction).
     pub fn of(ctx: Option<&StepContext>) -> Self {
         match ctx {
-            Some(ctx) if ctx.training => Self::Batch { update: ctx.update_stats },
+            Some(ctx) if ctx.training => {
+                Self::Batch { update: ctx.update_stats, world: *ctx.world }
+            }
             _ => Self::Running,
         }
     }
@@ -92,7 +97,11 @@ impl BatchNorm {
                 self.weight.elem_count()
             );
         }
-        let count = batch * height * width;
+        let count = match mode {
+            // Images of all processes have one size.
+            NormMode::Batch { world, .. } => batch * height * width * world.size,
+            NormMode::Running => batch * height * width,
+        };
         if matches!(mode, NormMode::Batch { .. }) && count < 2 {
             bail!(
                 "batch_norm: statistics of a batch need more than one value per channel, got {:?}",
@@ -114,17 +123,19 @@ impl BatchNorm {
     fn fused(&self, x: &Tensor, mode: NormMode, activation: Activation) -> Result<Tensor> {
         let found = Arc::new(OnceLock::new());
         let source = match mode {
-            NormMode::Batch { .. } => Source::Batch(found.clone()),
+            NormMode::Batch { world, .. } => Source::Batch(found.clone(), world),
             NormMode::Running => Source::Given(Stats {
                 mean: values(&self.running_mean)?.to_vec(),
                 var: values(&self.running_var)?.to_vec(),
+                count: 0.0,
             }),
         };
         let op = Fused { source, eps: self.eps, activation };
         let y =
             x.contiguous()?.apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)?;
-        if let (NormMode::Batch { update: true }, Some(Stats { mean, var })) = (mode, found.get()) {
-            let count = x.elem_count() as f64 / mean.len() as f64;
+        if let (NormMode::Batch { update: true, .. }, Some(Stats { mean, var, count })) =
+            (mode, found.get())
+        {
             let var = Tensor::new(var.as_slice(), &Device::Cpu)?;
             self.follow(
                 &Tensor::new(mean.as_slice(), &Device::Cpu)?,
@@ -142,10 +153,13 @@ impl BatchNorm {
     }
 
     fn batch(&self, x: &Tensor, count: usize, mode: NormMode) -> Result<Tensor> {
+        if let NormMode::Batch { world: World { size: 2.., .. }, .. } = mode {
+            bail!("batch_norm: several processes share a batch in f32 on the CPU only");
+        }
         let mean = x.mean_keepdim((0, 2, 3))?;
         let centred = x.broadcast_sub(&mean)?;
         let var = centred.sqr()?.mean_keepdim((0, 2, 3))?;
-        if let NormMode::Batch { update: true } = mode {
+        if let NormMode::Batch { update: true, .. } = mode {
             let unbiased = (var.detach() * (count as f64 / (count as f64 - 1.0)))?;
             self.follow(&mean.detach().flatten_all()?, &unbiased.flatten_all()?)?;
         }

@@ -3,10 +3,11 @@
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
 use rescatter::backbone::pyramid::Level;
-use rescatter::head::{StepContext, World};
+use rescatter::head::StepContext;
 use rescatter::ops::{self, CrossEntropy};
 use rescatter::params::{ParamStore, Role};
 use rescatter::rng::Rng;
+use rescatter::world::World;
 use rescatter_heads::upernet::{DecodeHead, DecodeShape, FcnHead};
 
 use super::{Fixture, Outputs};

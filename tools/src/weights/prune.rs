@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use rescatter::config::SplitConfig;
 use rescatter::engine::checkpoint::export;
+use rescatter::world::World;
 use rescatter::{Error, Result};
 use rescatter_heads::prune::{Use, uses};
 use rescatter_heads::{Config, Trained, calibration, flops};
@@ -60,7 +61,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("the model has no learned dispatchers: all of it is always used"));
     }
     let config = looked_at(&trained.config, args.images);
-    let kept = trained.model.evaluate(&config, &trained.classes, &|_, _| {})?.kept_per_layer;
+    let kept = trained
+        .model
+        .evaluate(&config, &trained.classes, World::SINGLE, &|_, _| {})?
+        .kept_per_layer;
     let uses = uses(&trained.config, &kept, args.tolerance)?;
     let dropped = |number: &usize| {
         let again = trained.config.dispatch.pruned.contains(number);

@@ -1,0 +1,131 @@
+//! Several processes train and score as one does (feature `mpi`).
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn several_processes() {
+    println!("skipped: training on several processes because Open MPI is not installed");
+}
+
+#[cfg(feature = "mpi")]
+mod sandbox;
+
+#[cfg(feature = "mpi")]
+mod tests {
+    use std::process::{Command, Output, Stdio};
+    use std::time::{Duration, Instant};
+
+    use serde_json::Value;
+
+    use super::sandbox::Sandbox;
+
+    /// `mpirun -n 2 rescatter ARGS` in the sandbox, one thread each.
+    fn two(sandbox: &Sandbox, args: &str) -> Command {
+        let alone = sandbox.command(args);
+        let mut command = Command::new("mpirun");
+        command.args(["--allow-run-as-root", "--oversubscribe", "-n", "2"]);
+        command.arg(alone.get_program()).args(alone.get_args());
+        command.current_dir(sandbox.path("."));
+        command.env("RAYON_NUM_THREADS", "1").env("RESCATTER_LOG", "warn");
+        command
+    }
+
+    fn succeed(mut command: Command) -> Output {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// What the steps of a run lost, by its log.
+    fn losses(sandbox: &Sandbox, run: &str) -> Vec<f64> {
+        let log = std::fs::read_to_string(sandbox.path(run).join("log.jsonl")).unwrap();
+        let rows = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.filter_map(|row| row["loss"].as_f64()).collect()
+    }
+
+    fn assert_alike(sandbox: &Sandbox, one: &str, other: &str) {
+        let (one, other) = (losses(sandbox, one), losses(sandbox, other));
+        assert!(one.len() >= 4 && one.len() == other.len(), "{one:?} {other:?}");
+        for (a, b) in one.iter().zip(&other) {
+            assert!((a - b).abs() < 1e-4 * a.abs().max(1.0), "{one:?} {other:?}");
+        }
+    }
+
+    const STEPS: &str = "train.iterations=5 train.log_every=1 optimizer={sgd:{lr:0.05}}";
+
+    #[test]
+    fn two_processes_learn_what_one_with_twice_the_batch_learns() {
+        let sandbox = Sandbox::new();
+        let train =
+            |run: &str, batch: &str| format!("train segment.yaml --run {run} {STEPS} {batch}");
+        sandbox.succeeds(&train("one", "train.batch_size=4"));
+        succeed(two(&sandbox, &train("two", "train.batch_size=2")));
+        assert_alike(&sandbox, "one", "two");
+        succeed(two(
+            &sandbox,
+            &train("four", "train.batch_size=1 train.accumulate=2 head.linear.dropout=0.0"),
+        ));
+        // Batch norm sees micro-batches one after the other, so the accumulated steps have a twin of their own.
+        sandbox.succeeds(&train(
+            "half",
+            "train.batch_size=2 train.accumulate=2 head.linear.dropout=0.0",
+        ));
+        assert_alike(&sandbox, "half", "four");
+    }
+
+    #[test]
+    fn a_set_that_is_shared_is_scored_as_by_one_process() {
+        let sandbox = Sandbox::new();
+        sandbox.succeeds(&format!("train segment.yaml --run run {STEPS}"));
+        let scores = |output: Output| {
+            let mut found: Value = serde_json::from_slice(&output.stdout).unwrap();
+            for time in ["seconds", "seconds_per_image"] {
+                found.as_object_mut().unwrap().remove(time).unwrap();
+            }
+            found
+        };
+        let alone = scores(sandbox.succeeds("eval run --json"));
+        assert_eq!(scores(succeed(two(&sandbox, "eval run --json"))), alone);
+    }
+
+    #[test]
+    fn a_process_that_dies_ends_the_job_and_another_number_goes_on() {
+        let sandbox = Sandbox::new();
+        let args = "train segment.yaml --run run train.iterations=4000 train.eval_every=null train.batch_size=1";
+        let mut job = two(&sandbox, args).stderr(Stdio::piped()).spawn().unwrap();
+        let last = sandbox.path("run/last.safetensors");
+        let start = Instant::now();
+        while !last.exists() {
+            assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let ranks = Command::new("pgrep").args(["-P", &job.id().to_string()]).output().unwrap();
+        let ranks = String::from_utf8(ranks.stdout).unwrap();
+        let victim = ranks.lines().last().unwrap();
+        assert!(Command::new("kill").args(["-9", victim]).status().unwrap().success());
+        assert!(!job.wait().unwrap().success());
+        let meta = std::fs::read(&last).unwrap();
+        assert!(!meta.is_empty());
+        // One process goes on where the two stopped.
+        let mut alone =
+            sandbox.command(&format!("{args} --resume")).stderr(Stdio::piped()).spawn().unwrap();
+        let before = std::fs::metadata(&last).unwrap().modified().unwrap();
+        let start = Instant::now();
+        while std::fs::metadata(&last).unwrap().modified().unwrap() == before {
+            assert!(alone.try_wait().unwrap().is_none(), "it stopped");
+            assert!(start.elapsed() < Duration::from_secs(60), "no further checkpoint");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        alone.kill().unwrap();
+        alone.wait().unwrap();
+    }
+
+    #[test]
+    fn what_is_not_shared_says_so() {
+        let sandbox = Sandbox::new();
+        let output = two(&sandbox, "flops segment.yaml").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains("only `train` and `eval`"), "{text}");
+    }
+}
