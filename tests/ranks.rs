@@ -41,7 +41,7 @@ mod tests {
     fn losses(sandbox: &Sandbox, run: &str) -> Vec<f64> {
         let log = std::fs::read_to_string(sandbox.path(run).join("log.jsonl")).unwrap();
         let rows = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        rows.filter_map(|row| row["loss"].as_f64()).collect()
+        rows.filter_map(|row| row["total"].as_f64()).collect()
     }
 
     fn assert_alike(sandbox: &Sandbox, one: &str, other: &str) {
@@ -52,7 +52,7 @@ mod tests {
         }
     }
 
-    const STEPS: &str = "train.iterations=5 train.log_every=1 optimizer={sgd:{lr:0.05}}";
+    const STEPS: &str = r#"train.iterations=5 train.log_every=1 optimizer={"sgd":{"lr":0.05}}"#;
 
     #[test]
     fn two_processes_learn_what_one_with_twice_the_batch_learns() {
