@@ -76,7 +76,7 @@ impl<H: Head> Model<H> {
         let mut losses = self.head.losses(&features, targets, ctx)?;
         let dispatch = self.backbone.dispatch();
         let mean_mask = match mean_mask {
-            None if ctx.world.size > 1 => Some(mean_over_ranks(&features.kept, ctx)?),
+            None if ctx.world.size > 1 => Some(features.kept.over_ranks(ctx.world)?),
             given => given,
         };
         // A random mask has no gradient, so its rate is no loss; nor has that of a model that tasks are added to.
@@ -196,14 +196,6 @@ impl Display for TrainedParts {
         let all = method + dispatchers + head;
         write!(f, "{all} trained numbers (method {method}, dispatchers {dispatchers}, head {head})")
     }
-}
-
-/// The mean mask of what all ranks decided in one micro-batch each.
-fn mean_over_ranks(kept: &KeptStats, ctx: &StepContext) -> Result<f64> {
-    let decisions = kept.decisions() as f64;
-    let mut sums = [kept.overall()? * decisions, decisions];
-    ctx.world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
-    Ok(sums[0] / sums[1].max(1.0))
 }
 
 /// T, where `images` `[B·T, 3, H, W]` are those of `clips` samples.

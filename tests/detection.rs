@@ -7,39 +7,7 @@ mod sandbox;
 use sandbox::Sandbox;
 use serde_json::Value;
 
-const CONFIG: &str = "\
-task: detection
-backbone: { embed_dim: 16, depth: 2, num_heads: 2, mlp_ratio: 2.0, patch_size: 8, pos_embed_grid: [8, 8] }
-dispatch: { variant: mlp, inference: { calibrated: 0.5 } }
-tuning: { adapter: { bottleneck: 4 } }
-head:
-  mask_rcnn:
-    channels: 8
-    anchors: { sizes: [8, 16, 32, 64, 96] }
-    rpn: { pre_nms: { train: 60, test: 60 }, post_nms: { train: 30, test: 30 } }
-    roi: { sampled: 16, canonical_size: 48.0 }
-    box_head: { convs: 1, conv_dim: 8, fc_dim: 16 }
-    mask_head: { convs: 1, dim: 8, max_sampled: 4 }
-    detections: { per_image: 8 }
-data:
-  train:
-    coco: { images: set/train2017, annotations: set/annotations/instances_train2017.json, filter_empty: true }
-    transforms: [{ resize_shortest_edge: { sizes: [56, 72], max_size: 96 } }, { random_flip: {} }, { normalize: {} }]
-  val:
-    coco: { images: set/val2017, annotations: set/annotations/instances_val2017.json }
-    transforms: [{ resize_shortest_edge: { sizes: [64], max_size: 96 } }, { normalize: {} }]
-optimizer: { adamw: { lr: 1e-3 } }
-train: { iterations: 3, batch_size: 2, accumulate: 2, clip_norm: 1.0, log_every: 1 }
-";
-
 const TRUTH: &str = "set/annotations/instances_val2017.json";
-
-fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.succeeds("data make coco --output set --count 15");
-    std::fs::write(sandbox.path("detect.yaml"), CONFIG).unwrap();
-    sandbox
-}
 
 fn json(text: &[u8]) -> Value {
     serde_json::from_slice(text).unwrap()
@@ -51,7 +19,7 @@ fn file(sandbox: &Sandbox, name: &str) -> Value {
 
 #[test]
 fn a_detector_is_trained_scored_and_drawn() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_objects();
     sandbox.succeeds("train detect.yaml --run run");
     let results = file(&sandbox, "run/results.json");
     let found = file(&sandbox, "run/coco_instances_results.json");
@@ -99,7 +67,7 @@ fn a_detector_is_trained_scored_and_drawn() {
 
 #[test]
 fn the_number_of_workers_changes_no_bit() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_objects();
     sandbox.succeeds("train detect.yaml --run one data.workers=0");
     sandbox.succeeds("train detect.yaml --run two data.workers=3");
     assert_eq!(sandbox.tensors("one/last.safetensors"), sandbox.tensors("two/last.safetensors"));
@@ -107,7 +75,7 @@ fn the_number_of_workers_changes_no_bit() {
 
 #[test]
 fn a_cascade_of_boxes_alone_needs_no_masks() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_objects();
     let path = sandbox.path("set/annotations/instances_train2017.json");
     let mut annotations = json(&std::fs::read(&path).unwrap());
     for object in annotations["annotations"].as_array_mut().unwrap() {

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use ndarray::Array2;
 
 use crate::head::StepContext;
+use crate::world::World;
 
 mod calibrate;
 mod dispatcher;
@@ -88,6 +89,17 @@ impl KeptStats {
             Some(mean) => mean.to_scalar::<f32>().map(f64::from),
             None => Ok(1.0),
         }
+    }
+
+    /// [`KeptStats::overall`] of what all processes decided in one pass each.
+    ///
+    /// # Errors
+    /// If the masks cannot be read, or the processes cannot talk to each other.
+    pub fn over_ranks(&self, world: &World) -> Result<f64> {
+        let decisions = self.decisions() as f64;
+        let mut sums = [self.overall()? * decisions, decisions];
+        world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
+        Ok(sums[0] / sums[1].max(1.0))
     }
 
     /// The mean mask over images, layers and patches, with its gradient; `None` for the dense model.

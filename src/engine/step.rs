@@ -85,7 +85,7 @@ pub fn step_gradients<H: Head>(
         sum.kept = match &totals {
             Some(_) => mean_mask,
             None if kept.layers.is_empty() => None,
-            None => Some(kept.overall()?),
+            None => Some(kept.over_ranks(moment.world)?),
         };
         drop(kept);
         add_terms(&mut sum.terms, &losses, &counts)?;
@@ -114,14 +114,13 @@ impl StepGradients {
             return Ok(());
         }
         let failed = candle_core::Error::wrap;
-        let mut sums = vec![self.total, self.kept.unwrap_or(0.0)];
+        let mut sums = vec![self.total];
         sums.extend(self.terms.iter().map(|(_, mean)| mean));
         let scalars = sums.len();
         sums.extend(self.gradients.iter().map(|g| f64::from(u8::from(g.is_some()))));
         world.sum(&mut sums).map_err(failed)?;
         self.total = sums[0];
-        self.kept = self.kept.map(|_| sums[1] / world.size as f64);
-        self.terms.iter_mut().zip(&sums[2..]).for_each(|((_, mean), sum)| *mean = *sum);
+        self.terms.iter_mut().zip(&sums[1..]).for_each(|((_, mean), sum)| *mean = *sum);
         let wanted: Vec<usize> =
             (0..parameters.len()).filter(|i| sums[scalars + i] > 0.0).collect();
         let mut bucket: Vec<f32> = Vec::new();

@@ -54,6 +54,22 @@ impl Sandbox {
         sandbox
     }
 
+    /// The same with images of objects in `set` and the config `detect.yaml`.
+    pub(crate) fn with_objects() -> Self {
+        let sandbox = Self::new();
+        sandbox.succeeds("data make coco --output set --count 15");
+        std::fs::write(sandbox.path("detect.yaml"), DETECT).unwrap();
+        sandbox
+    }
+
+    /// The same with clips in `moving` and the config `clips.yaml`.
+    pub(crate) fn with_clips() -> Self {
+        let sandbox = Self::new();
+        sandbox.succeeds("data make video --output moving --count 20");
+        std::fs::write(sandbox.path("clips.yaml"), CLIPS).unwrap();
+        sandbox
+    }
+
     /// A place in the folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -144,4 +160,46 @@ data:
   val: { image_folder: { root: classes/val }, transforms: [{ normalize: {} }] }
 optimizer: { adamw: { lr: 1e-3 } }
 train: { iterations: 3, batch_size: 4, clip_norm: 1.0 }
+";
+
+const DETECT: &str = "\
+task: detection
+backbone: { embed_dim: 16, depth: 2, num_heads: 2, mlp_ratio: 2.0, patch_size: 8, pos_embed_grid: [8, 8] }
+dispatch: { variant: mlp, inference: { calibrated: 0.5 } }
+tuning: { adapter: { bottleneck: 4 } }
+head:
+  mask_rcnn:
+    channels: 8
+    anchors: { sizes: [8, 16, 32, 64, 96] }
+    rpn: { pre_nms: { train: 60, test: 60 }, post_nms: { train: 30, test: 30 } }
+    roi: { sampled: 16, canonical_size: 48.0 }
+    box_head: { convs: 1, conv_dim: 8, fc_dim: 16 }
+    mask_head: { convs: 1, dim: 8, max_sampled: 4 }
+    detections: { per_image: 8 }
+data:
+  train:
+    coco: { images: set/train2017, annotations: set/annotations/instances_train2017.json, filter_empty: true }
+    transforms: [{ resize_shortest_edge: { sizes: [56, 72], max_size: 96 } }, { random_flip: {} }, { normalize: {} }]
+  val:
+    coco: { images: set/val2017, annotations: set/annotations/instances_val2017.json }
+    transforms: [{ resize_shortest_edge: { sizes: [64], max_size: 96 } }, { normalize: {} }]
+optimizer: { adamw: { lr: 1e-3 } }
+train: { iterations: 3, batch_size: 2, accumulate: 2, clip_norm: 1.0, log_every: 1 }
+";
+
+const CLIPS: &str = "\
+task: video
+backbone: { embed_dim: 16, depth: 2, num_heads: 2, mlp_ratio: 2.0, patch_size: 8, pos_embed_grid: [4, 4] }
+dispatch: { variant: mlp, inference: { calibrated: 0.5 } }
+tuning: { adapter: { bottleneck: 4, dropout: 0.1 }, st_adapter: { bottleneck: 4 } }
+head: { temporal_transformer: { frames: 4, dim: 16, num_heads: 2, dropout: 0.1 } }
+data:
+  train:
+    video_list: { root: moving, file: moving/train.txt, classes: moving/classes.txt, frames: 4, sampling: { uniform: {} } }
+    transforms: [{ random_resized_crop: { size: [32, 32], scale: [0.5, 1.0] } }, { normalize: {} }]
+  val:
+    video_list: { root: moving, file: moving/val.txt, classes: moving/classes.txt, frames: 4, sampling: { uniform: {} }, views: { crops: 3 } }
+    transforms: [{ resize: { size: [32, 40], keep_ratio: false } }, { center_crop: { size: [32, 32] } }, { normalize: {} }]
+optimizer: { adamw: { lr: 1e-3 } }
+train: { iterations: 4, batch_size: 3, accumulate: 2, eval_every: 2, log_every: 1 }
 ";

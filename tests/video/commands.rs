@@ -2,38 +2,13 @@
 
 use crate::sandbox::Sandbox;
 
-const CONFIG: &str = "\
-task: video
-backbone: { embed_dim: 16, depth: 2, num_heads: 2, mlp_ratio: 2.0, patch_size: 8, pos_embed_grid: [4, 4] }
-dispatch: { variant: mlp, inference: { calibrated: 0.5 } }
-tuning: { adapter: { bottleneck: 4, dropout: 0.1 }, st_adapter: { bottleneck: 4 } }
-head: { temporal_transformer: { frames: 4, dim: 16, num_heads: 2, dropout: 0.1 } }
-data:
-  train:
-    video_list: { root: moving, file: moving/train.txt, classes: moving/classes.txt, frames: 4, sampling: { uniform: {} } }
-    transforms: [{ random_resized_crop: { size: [32, 32], scale: [0.5, 1.0] } }, { normalize: {} }]
-  val:
-    video_list: { root: moving, file: moving/val.txt, classes: moving/classes.txt, frames: 4, sampling: { uniform: {} }, views: { crops: 3 } }
-    transforms: [{ resize: { size: [32, 40], keep_ratio: false } }, { center_crop: { size: [32, 32] } }, { normalize: {} }]
-optimizer: { adamw: { lr: 1e-3 } }
-train: { iterations: 4, batch_size: 3, accumulate: 2, eval_every: 2, log_every: 1 }
-";
-
-/// A small set in `moving` and `clips.yaml`.
-fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.succeeds("data make video --output moving --count 20");
-    std::fs::write(sandbox.path("clips.yaml"), CONFIG).unwrap();
-    sandbox
-}
-
 fn json(sandbox: &Sandbox, name: &str) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(sandbox.path(name)).unwrap()).unwrap()
 }
 
 #[test]
 fn clips_are_made_checked_trained_on_evaluated_and_predicted() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_clips();
     sandbox.succeeds("data check clips.yaml");
     sandbox.succeeds("data browse clips.yaml --output sheets --count 4");
     assert_eq!(sandbox.names("sheets"), ["sheet_000.png"]);
@@ -74,7 +49,7 @@ fn clips_are_made_checked_trained_on_evaluated_and_predicted() {
 
 #[test]
 fn the_number_of_workers_changes_nothing() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_clips();
     sandbox.succeeds("train clips.yaml --run whole");
     sandbox.succeeds("train clips.yaml --run alone data.workers=0");
     assert_eq!(
@@ -87,7 +62,7 @@ fn the_number_of_workers_changes_nothing() {
 
 #[test]
 fn broken_clips_are_found_by_check_and_named_by_train() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_clips();
     let list = std::fs::read_to_string(sandbox.path("moving/train.txt")).unwrap();
     let broken = list.lines().nth(2).unwrap().split(' ').next().unwrap().to_owned();
     let path = sandbox.path("moving").join(&broken);

@@ -67,8 +67,8 @@ impl<T: Send + 'static> Plan<T> {
         order
     }
 
-    /// The permutation with portraits and landscapes gathered into whole batches of all ranks together. What completes the last epoch's batch and
-    /// what is left for the next one's stays as it comes.
+    /// The permutation with portraits and landscapes gathered into whole batches of all ranks together. What completes the
+    /// last epoch's batch and what is left for the next one's stays as it comes.
     fn grouped(&self, order: Vec<u32>, epoch: u64) -> Vec<u32> {
         let batch = self.options.batch_size * self.options.world.size;
         let begun = (epoch.wrapping_mul(order.len() as u64) % batch as u64) as usize;
