@@ -355,8 +355,7 @@ fn temporal_query_with_every_loss() {
 
 #[test]
 fn temporal_transformer_on_an_adapter_over_time() {
-    let head =
-        "head: { temporal_transformer: { frames: 3, cells: [2, 1], dim: 16, num_heads: 2 } }";
+    let head = "head: { temporal_transformer: { frames: 3, cells: [2, 1], correlation: 1, dim: 16, num_heads: 2 } }";
     for kernel in ["[3, 1, 1]", "[3, 3, 3]"] {
         let adapter = format!("tuning.st_adapter={{bottleneck: 8, kernel: {kernel}}}");
         keeps_its_promises_on(|| video(head, &[&adapter]), clips(vec![0, 2], 3));

@@ -50,6 +50,15 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
         HeadConfig::TemporalTransformer(head) => {
             let macs = clip_transformer(head, dims.dim) + head.dim * pass.classes;
             same(&mut count, "transformer over the frames", macs);
+            if let Some(radius) = head.correlation {
+                // Every patch is multiplied with all of the next frame; those around it would do.
+                let (displacements, each) = ((2 * radius + 1).pow(2), grid.0 * grid.1);
+                let of_pairs = |matched: usize| (frames - 1) * each * matched * dims.dim;
+                let mixed = head.frames * head.cells[0] * head.cells[1] * displacements * head.dim;
+                let counts =
+                    [of_pairs(displacements), of_pairs(each)].map(|macs| (macs + mixed) as f64);
+                count.add("matches in the next frame", counts[0], counts[1]);
+            }
         }
     }
     Ok(count)

@@ -49,6 +49,8 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 const QUERY: &str = "{ temporal_query: {} }";
+const MATCHING: &str =
+    "{ temporal_transformer: { frames: 4, correlation: 1, dim: 16, num_heads: 2 } }";
 const TRANSFORMER: &str =
     "{ temporal_transformer: { frames: 4, cells: [2, 2], dim: 16, num_heads: 2 } }";
 
@@ -64,7 +66,7 @@ fn frames_repeated_are_one_frame_to_the_published_head() -> Result<()> {
 
 #[test]
 fn a_clip_alone_is_the_clip_in_a_batch() -> Result<()> {
-    for head in [QUERY, TRANSFORMER] {
+    for head in [QUERY, TRANSFORMER, MATCHING] {
         let model = model(head, "{ st_adapter: { bottleneck: 4 } }");
         let images = normal(&[12, 3, 32, 32], 2)?;
         let batch = predict(&model, &images, 3);
