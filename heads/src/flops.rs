@@ -18,14 +18,15 @@ pub struct Pass<'a> {
     pub classes: usize,
 }
 
-/// One inference pass of the model of `config` over one image, or over one clip of a video model; the auxiliary head belongs to training and is not in it.
+/// One inference pass of the model of `config` over one image, or over one clip of a video model; the auxiliary head belongs
+/// to training and is not in it.
 ///
 /// # Errors
 /// If the sizes in `config` do not fit together.
 pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
     let dims = Dims::new(&config.backbone)?;
     let grid = (pass.size.0.div_ceil(dims.patch), pass.size.1.div_ceil(dims.patch));
-    let frames = config.data.train.video_list.as_ref().map_or(1, |list| list.frames);
+    let frames = config.data.train.frames();
     let mut count = flops::backbone(&dims, &config.dispatch, &config.tuning, pass.size, pass.kept)
         .repeated(frames);
     let patches = frames * grid.0 * grid.1;

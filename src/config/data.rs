@@ -81,6 +81,19 @@ pub struct SplitConfig {
     pub transforms: Vec<TransformConfig>,
 }
 
+impl SplitConfig {
+    /// The first list of clips among its sets, if it is of videos.
+    pub fn clips(&self) -> Option<&VideoListConfig> {
+        let of_parts = || self.concat.iter().flatten().find_map(Self::clips);
+        self.video_list.as_ref().or_else(of_parts)
+    }
+
+    /// Frames per sample: 1 for images.
+    pub fn frames(&self) -> usize {
+        self.clips().map_or(1, |list| list.frames)
+    }
+}
+
 /// Images beside PNG label maps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

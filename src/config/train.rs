@@ -30,6 +30,16 @@ pub enum OptimizerConfig {
     Sgd(SgdConfig),
 }
 
+impl OptimizerConfig {
+    /// The learning rate that the schedule starts from.
+    pub fn lr(&self) -> f64 {
+        match self {
+            Self::Adamw(adamw) => adamw.lr,
+            Self::Sgd(sgd) => sgd.lr,
+        }
+    }
+}
+
 impl Default for OptimizerConfig {
     fn default() -> Self {
         Self::Adamw(AdamWConfig::default())

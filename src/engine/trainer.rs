@@ -16,7 +16,7 @@ use super::step::{Moment, StepGradients, step_gradients};
 use super::tensorboard::EventWriter;
 use super::window::Window;
 use super::{Ema, Optimizer, Schedule, clip_scale, gradient_norm};
-use crate::config::{Config, OptimizerConfig, TrainConfig, load};
+use crate::config::{Config, TrainConfig, load};
 use crate::data::Batch;
 use crate::fs::atomic_write;
 use crate::head::Head;
@@ -75,10 +75,6 @@ impl<'a, H: Head> Trainer<'a, H> {
         config: &Config<C>,
         classes: Vec<String>,
     ) -> Result<Self> {
-        let lr = match &config.optimizer {
-            OptimizerConfig::Adamw(c) => c.lr,
-            OptimizerConfig::Sgd(c) => c.lr,
-        };
         let iterations = config.train.iterations.ok_or_else(|| {
             Error::usage("the length of the training is given in epochs of an unknown set")
                 .with_hint("call `Config::resolve_epochs` with the number of its samples")
@@ -104,7 +100,7 @@ impl<'a, H: Head> Trainer<'a, H> {
             run,
             config: config.train.clone(),
             iterations,
-            schedule: Schedule::new(&config.schedule, lr, iterations),
+            schedule: Schedule::new(&config.schedule, config.optimizer.lr(), iterations),
             optimizer: Optimizer::new(&config.optimizer, &model.params)?,
             ema: config.train.ema.map(|decay| Ema::new(&model.params, decay)).transpose()?,
             rng: Rng::new(config.seed),

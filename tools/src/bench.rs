@@ -15,8 +15,8 @@ use rescatter::dispatch::{KeptStats, calibrate_clips};
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::head::{Head, ImageMeta};
 use rescatter::rng::{Purpose, Rng};
+use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
-use rescatter_heads::{Config, TaskModel};
 
 use crate::trained::Checkpoint;
 use report::{Report, Side, Sides, print_json};
@@ -74,7 +74,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let patch = config.backbone.patch_size;
     let size = args.size.unwrap_or((rows * patch, columns * patch));
     if args.train {
-        let frames = frames(config);
+        let frames = config.data.train.frames();
         let images = noise(args.batch * frames, size, trained.model.params().device())?;
         let (batch, repeat) = (args.batch, args.repeat);
         let report = step::Bench { trained: &trained, images, batch, size, repeat }.measure()?;
@@ -130,7 +130,7 @@ impl<'a> Bench<'a> {
     ) -> Result<Self> {
         let model = &trained.model;
         let config = &trained.config;
-        let frames = frames(config);
+        let frames = config.data.train.frames();
         let images = noise(batch * frames, size, model.params().device())?;
         let taps = config.head.taps(model.backbone().dims().depth);
         let dispatch = DispatchConfig {
@@ -229,11 +229,6 @@ impl<'a> Bench<'a> {
         }
         Ok(())
     }
-}
-
-/// Frames per clip; 1 for images.
-fn frames(config: &Config) -> usize {
-    config.data.train.video_list.as_ref().map_or(1, |list| list.frames)
 }
 
 /// Standard normal pixels: what normalised photographs are like on average.

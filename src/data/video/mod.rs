@@ -47,10 +47,7 @@ pub fn class_names_of(split: &SplitConfig) -> Result<Vec<String>> {
 /// # Errors
 /// If there is none.
 pub fn first_list(split: &SplitConfig) -> Result<&VideoListConfig> {
-    fn list(split: &SplitConfig) -> Option<&VideoListConfig> {
-        split.video_list.as_ref().or_else(|| split.concat.iter().flatten().find_map(list))
-    }
-    list(split).ok_or_else(|| Error::usage("a video split needs `video_list` or `concat`"))
+    split.clips().ok_or_else(|| Error::usage("a video split needs `video_list` or `concat`"))
 }
 
 /// The places of `count` clips one after the other in a video of `length` frames, as `config` samples them; by default as

@@ -10,8 +10,6 @@ use rescatter_heads::kept::per_site;
 use rescatter_heads::run::Trained;
 use serde::Serialize;
 
-use super::frames;
-
 /// What was measured of one kind of model.
 #[derive(Debug, Default)]
 pub(super) struct Side {
@@ -269,7 +267,7 @@ fn gmacs(trained: &Trained, size: (usize, usize), kept: &[f64], part: Part) -> R
         Part::Backbone => {
             let dims = trained.model.backbone().dims();
             dispatch::flops::backbone(dims, &config.dispatch, &config.tuning, size, kept)
-                .repeated(frames(config))
+                .repeated(config.data.train.frames())
         }
     };
     Ok((count.nominal_gmacs(), count.executed_gmacs()))

@@ -6,7 +6,6 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_core::Tensor;
 use ndarray::Array2;
-use rescatter::config::OptimizerConfig;
 use rescatter::data::{Batch, InstanceMask, Instances, LabelMap};
 use rescatter::engine::step::{Moment, step_gradients};
 use rescatter::engine::trainer::{peak_memory_bytes, resident_memory_bytes};
@@ -75,10 +74,7 @@ impl Bench<'_> {
         mut target: impl FnMut() -> H::Target,
     ) -> Result<Report> {
         let config = &self.trained.config;
-        let lr = match &config.optimizer {
-            OptimizerConfig::Adamw(adamw) => adamw.lr,
-            OptimizerConfig::Sgd(sgd) => sgd.lr,
-        };
+        let lr = config.optimizer.lr();
         let meta = ImageMeta {
             name: String::new(),
             original: self.size,
