@@ -1,14 +1,16 @@
 //! Depthwise convolution over frames, rows and columns of patch tokens.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
+use super::host::{slice, values};
+use super::rows::{for_row_blocks, sum_rows};
+use super::vector::vectorised;
+use super::{count, fusible};
 use crate::backbone::TokenGrid;
 
 /// y(t, i, j) = bias + Σ weight(a, b, c) · x(t + a − A, i + b − B, j + c − C) per channel, with zeros outside the clip and
 /// the grid, and A, B, C the halves of the odd kernel; `x`: `[B·T, P, d]` on `places`, `weight`: `[d, 1, t, h, w]`, `bias`:
 /// `[d]` → `[B·T, P, d]`.
-///
-/// A product with a row per place of the kernel: three for a kernel over time alone, on the narrow width of a bottleneck.
 ///
 /// # Errors
 /// If the shapes do not agree.
@@ -22,12 +24,29 @@ pub fn clip_conv(x: &Tensor, weight: &Tensor, bias: &Tensor, places: TokenGrid) 
     if frames == 0 || images % frames != 0 || patches != rows * columns {
         bail!("clip_conv: {images} × {patches} tokens do not lie on {places:?}");
     }
+    let kernel = [time, height, breadth];
+    let taps = weight.reshape((width, time * height * breadth))?.t()?.contiguous()?; // [taps, d]
+    if fusible(&[x, &taps, bias]) {
+        let op = Fused { places, kernel };
+        return x.contiguous()?.apply_op3(&taps, &bias.contiguous()?, op);
+    }
+    composed(x, &taps, bias, places, kernel)
+}
+
+/// A product with a row for each of the `taps`.
+fn composed(
+    x: &Tensor,
+    taps: &Tensor,
+    bias: &Tensor,
+    TokenGrid { grid: (rows, columns), frames }: TokenGrid,
+    [time, height, breadth]: [usize; 3],
+) -> Result<Tensor> {
+    let (images, patches, width) = x.dims3()?;
     let (halves, shape) = ([time / 2, height / 2, breadth / 2], [frames, rows, columns]);
     let mut padded = x.reshape((images / frames, frames, rows, columns, width))?;
     for (axis, half) in halves.into_iter().enumerate().filter(|(_, half)| *half > 0) {
         padded = padded.pad_with_zeros(axis + 1, half, half)?;
     }
-    let taps = weight.reshape((width, time * height * breadth))?.t()?.contiguous()?; // [taps, d]
     let mut y = bias.broadcast_as((images / frames, frames, rows, columns, width))?;
     for tap in 0..time * height * breadth {
         let starts = [tap / (height * breadth), tap / breadth % height, tap % breadth];
@@ -40,12 +59,133 @@ pub fn clip_conv(x: &Tensor, weight: &Tensor, bias: &Tensor, places: TokenGrid) 
     y.reshape((images, patches, width))
 }
 
+/// Row by row, a row being a patch of a frame.
+struct Fused {
+    places: TokenGrid,
+    kernel: [usize; 3],
+}
+
+impl Fused {
+    fn taps(&self) -> usize {
+        self.kernel.iter().product()
+    }
+
+    /// How far `tap` reaches from its patch: frames, rows, columns.
+    fn reach(&self, tap: usize) -> [isize; 3] {
+        let [time, height, breadth] = self.kernel;
+        let places = [tap / (height * breadth), tap / breadth % height, tap % breadth];
+        let halves = [time / 2, height / 2, breadth / 2];
+        std::array::from_fn(|axis| places[axis] as isize - halves[axis] as isize)
+    }
+
+    /// The row of the patch that is `by` away from that of `row`, if clip and grid have one there.
+    fn moved(&self, row: usize, by: [isize; 3]) -> Option<usize> {
+        let TokenGrid { grid: (rows, columns), frames } = self.places;
+        let sizes = [frames, rows, columns];
+        let place = [row / (rows * columns) % frames, row / columns % rows, row % columns];
+        let inside = |axis: usize| {
+            place[axis].checked_add_signed(by[axis]).is_some_and(|moved| moved < sizes[axis])
+        };
+        let by_rows = (by[0] * rows as isize + by[1]) * columns as isize + by[2];
+        (0..3).all(inside).then(|| row.wrapping_add_signed(by_rows))
+    }
+
+    /// y\[row\] += Σ tap · x\[the row that is `direction` times the tap's reach away\].
+    fn add_taps(&self, x: &[f32], taps: &[f32], direction: isize, (first, y): (usize, &mut [f32])) {
+        let width = taps.len() / self.taps();
+        let reaches: Vec<_> =
+            (0..self.taps()).map(|tap| self.reach(tap).map(|by| direction * by)).collect();
+        vectorised(
+            #[inline(always)]
+            || {
+                for (row, y) in (first..).zip(y.chunks_exact_mut(width)) {
+                    for (tap, by) in taps.chunks_exact(width).zip(&reaches) {
+                        let Some(from) = self.moved(row, *by) else { continue };
+                        let terms = tap.iter().zip(&x[from * width..][..width]);
+                        y.iter_mut().zip(terms).for_each(|(y, (tap, x))| *y = tap.mul_add(*x, *y));
+                    }
+                }
+            },
+        );
+    }
+}
+
+impl CustomOp3 for Fused {
+    fn name(&self) -> &'static str {
+        "clip_conv"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        taps: &CpuStorage,
+        taps_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        count("clip_conv");
+        let (x, taps, bias) =
+            (slice(x, layout)?, slice(taps, taps_layout)?, slice(bias, bias_layout)?);
+        let mut y = vec![0.0; x.len()];
+        for_row_blocks(&mut y, bias.len(), |first, block| {
+            block.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(bias));
+            self.add_taps(x, taps, 1, (first, block));
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        taps: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        count("clip_conv.backward");
+        let grad = grad.contiguous()?;
+        let (xs, tap_values, grads) = (values(x)?, values(taps)?, values(&grad)?);
+        let (xs, tap_values, grads) = (&*xs, &*tap_values, &*grads);
+        let width = bias.elem_count();
+        let mut dx = vec![0.0; xs.len()];
+        for_row_blocks(&mut dx, width, |first, block| {
+            self.add_taps(grads, tap_values, -1, (first, block));
+        });
+        // The taps' sums and, last, that of the bias.
+        let reaches: Vec<_> = (0..self.taps()).map(|tap| self.reach(tap)).collect();
+        let mut sums = sum_rows(xs.len() / width, (reaches.len() + 1) * width, |rows, sums| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (of_taps, of_bias) = sums.split_at_mut(reaches.len() * width);
+                    for row in rows {
+                        let grad = &grads[row * width..][..width];
+                        of_bias.iter_mut().zip(grad).for_each(|(sum, g)| *sum += g);
+                        for (sums, by) in of_taps.chunks_exact_mut(width).zip(&reaches) {
+                            let Some(from) = self.moved(row, *by) else { continue };
+                            let terms = grad.iter().zip(&xs[from * width..][..width]);
+                            sums.iter_mut()
+                                .zip(terms)
+                                .for_each(|(sum, (g, x))| *sum = g.mul_add(*x, *sum));
+                        }
+                    }
+                },
+            );
+        });
+        let dbias = sums.split_off(reaches.len() * width);
+        let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
+        Ok((Some(tensor(dx, x)?), Some(tensor(sums, taps)?), Some(tensor(dbias, bias)?)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
     use crate::ops::gradcheck::{check, normal};
+    use crate::ops::twin::{assert_twins, random};
 
     #[test]
     fn gradients_are_right() -> Result<()> {
@@ -54,6 +194,17 @@ mod tests {
             let weight = normal(&[2, 1, kernel[0], kernel[1], kernel[2]], 2)?;
             let inputs = [normal(&[6, 6, 2], 1)?, weight, normal(&[2], 3)?];
             check(|t| clip_conv(&t[0], &t[1], &t[2], places), &inputs)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn fused_equals_composed() -> Result<()> {
+        let places = TokenGrid { grid: (5, 4), frames: 3 };
+        for (width, kernel) in [(96, [3, 1, 1]), (17, [3, 3, 3]), (8, [1, 5, 3])] {
+            let taps = random(&[width, 1, kernel[0], kernel[1], kernel[2]], 2)?;
+            let inputs = [random(&[12, 20, width], 1)?, taps, random(&[width], 3)?];
+            assert_twins("clip_conv", 1e-5, &inputs, |t| clip_conv(&t[0], &t[1], &t[2], places))?;
         }
         Ok(())
     }
