@@ -4,21 +4,18 @@
 //! `cargo bench --workspace --bench attention -- window_16`; criterion's elements per second are multiply-adds per second of
 //! the projections, scores, mixing and table products that the fused kernel executes.
 
-use std::time::Duration;
+mod harness;
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 use criterion::{Criterion, Throughput};
 use rescatter::ops::{self, AttentionBranch, RelativePosition};
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const GRID: (usize, usize) = (64, 64);
 const CHANNELS: usize = 384;
 const HEADS: usize = 6;
 
 fn random(shape: &[usize], scale: f64) -> Result<Tensor> {
-    ops::gradcheck::normal(shape, 1)?.to_dtype(DType::F32)? * scale
+    harness::random(shape)? * scale
 }
 
 fn branch(window: Option<usize>, places: Option<(usize, usize)>) -> Result<AttentionBranch> {
@@ -66,9 +63,7 @@ fn bench(c: &mut Criterion, name: &str, window: Option<usize>) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let criterion = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200));
-    let mut criterion =
-        criterion.measurement_time(Duration::from_millis(600)).configure_from_args();
+    let mut criterion = harness::criterion();
     bench(&mut criterion, "global", None)?;
     bench(&mut criterion, "window_14", Some(14))?;
     bench(&mut criterion, "window_16", Some(16))?;

@@ -3,59 +3,14 @@
 //! `cargo bench --bench maps -- conv`; criterion's elements per second are floating-point operations per second for the
 //! convolutions and output values per second elsewhere.
 
-use std::time::Duration;
+mod harness;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use criterion::Criterion;
+use harness::{Case, random};
 use rescatter::ops::{self, BatchNorm, Conv2d, CrossEntropy, NormMode};
 use rescatter::params::ParamStore;
 use rescatter::world::World;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn random(shape: &[usize]) -> Result<Tensor> {
-    ops::gradcheck::normal(shape, 1)?.to_dtype(DType::F32)
-}
-
-type Operation<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + 'a>;
-
-/// An operation on tracked inputs, and how much work its forward pass is.
-struct Case<'a> {
-    inputs: Vec<Var>,
-    work: usize,
-    run: Operation<'a>,
-}
-
-impl<'a> Case<'a> {
-    fn new(
-        shapes: &[&[usize]],
-        work: usize,
-        run: impl Fn(&[Var]) -> Result<Tensor> + 'a,
-    ) -> Result<Self> {
-        let inputs =
-            shapes.iter().map(|shape| Var::from_tensor(&random(shape)?)).collect::<Result<_>>()?;
-        Ok(Self { inputs, work, run: Box::new(run) })
-    }
-
-    /// Times the forward pass, and forward and backward, fused and composed.
-    fn bench(&self, group: &mut BenchmarkGroup<WallTime>, name: &str) -> Result<()> {
-        let y = (self.run)(&self.inputs)?;
-        let upstream = random(y.dims())?;
-        let forward = || (self.run)(&self.inputs);
-        let both = || (forward()? * &upstream)?.sum_all()?.backward();
-        group.throughput(Throughput::Elements(self.work as u64));
-        group.bench_function(format!("{name}/forward/fused"), |b| b.iter(forward));
-        group.bench_function(format!("{name}/forward/composed"), |b| {
-            b.iter(|| ops::composed(forward))
-        });
-        // The weight and input gradients are as much work as the forward pass each.
-        group.throughput(Throughput::Elements(3 * self.work as u64));
-        group.bench_function(format!("{name}/both/fused"), |b| b.iter(both));
-        group.bench_function(format!("{name}/both/composed"), |b| b.iter(|| ops::composed(both)));
-        Ok(())
-    }
-}
 
 fn convolutions(c: &mut Criterion) -> Result<()> {
     let mut group = c.benchmark_group("conv");
@@ -116,9 +71,7 @@ fn maps(c: &mut Criterion) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let criterion = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200));
-    let mut criterion =
-        criterion.measurement_time(Duration::from_millis(600)).configure_from_args();
+    let mut criterion = harness::criterion();
     convolutions(&mut criterion)?;
     maps(&mut criterion)?;
     criterion.final_summary();

@@ -72,9 +72,10 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     let cli = Cli::parse();
-    // Fails only if a pool exists already, and none does yet.
-    let threads = cli.threads.unwrap_or(0);
-    if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+    // This thread works too instead of waiting to be woken after every operation. Fails only if a pool exists already, and
+    // none does yet.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(cli.threads.unwrap_or(0));
+    if let Err(error) = pool.use_current_thread().build_global() {
         tracing::warn!("{error}");
     }
     let (world, _membership) = match joined {
