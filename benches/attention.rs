@@ -63,10 +63,9 @@ fn bench(c: &mut Criterion, name: &str, window: Option<usize>) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let mut criterion = harness::criterion();
-    bench(&mut criterion, "global", None)?;
-    bench(&mut criterion, "window_14", Some(14))?;
-    bench(&mut criterion, "window_16", Some(16))?;
-    criterion.final_summary();
-    Ok(())
+    harness::run(&[
+        |c| bench(c, "global", None),
+        |c| bench(c, "window_14", Some(14)),
+        |c| bench(c, "window_16", Some(16)),
+    ])
 }

@@ -8,7 +8,6 @@ batches of 20; 0 workers: in the thread that asks. Best of five rounds over the 
 """
 
 import argparse
-import glob
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ import subprocess
 import tempfile
 import time
 
+import built
 import torch
 from PIL import Image
 from torchvision import transforms
@@ -50,9 +50,7 @@ def with_torchvision(paths, workers):
 
 
 def ours(list_file, workers, target):
-    programs = [p for p in glob.glob(f"{target}/release/deps/data_path-*") if os.access(p, os.X_OK) and "." not in pathlib.Path(p).name]
-    newest = max(programs, key=os.path.getmtime)
-    output = subprocess.run([newest, str(workers), list_file], check=True, capture_output=True, text=True)
+    output = subprocess.run([built.newest("data_path", target), str(workers), list_file], check=True, capture_output=True, text=True)
     return json.loads(output.stdout)["images_per_second"]
 
 

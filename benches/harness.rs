@@ -57,8 +57,12 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Criterion with short measurements: kernels of milliseconds on a machine that others use.
-pub(crate) fn criterion() -> Criterion {
+/// Runs the groups with short measurements: kernels of milliseconds on a machine that others use.
+pub(crate) fn run(groups: &[fn(&mut Criterion) -> Result<()>]) -> Result<()> {
     let criterion = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200));
-    criterion.measurement_time(Duration::from_millis(600)).configure_from_args()
+    let mut criterion =
+        criterion.measurement_time(Duration::from_millis(600)).configure_from_args();
+    groups.iter().try_for_each(|group| group(&mut criterion))?;
+    criterion.final_summary();
+    Ok(())
 }

@@ -71,9 +71,5 @@ fn maps(c: &mut Criterion) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let mut criterion = harness::criterion();
-    convolutions(&mut criterion)?;
-    maps(&mut criterion)?;
-    criterion.final_summary();
-    Ok(())
+    harness::run(&[convolutions, maps])
 }

@@ -84,11 +84,5 @@ fn clips(c: &mut Criterion) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let mut criterion = harness::criterion();
-    products(&mut criterion)?;
-    half_blocks(&mut criterion)?;
-    rows(&mut criterion)?;
-    clips(&mut criterion)?;
-    criterion.final_summary();
-    Ok(())
+    harness::run(&[products, half_blocks, rows, clips])
 }

@@ -11,7 +11,6 @@ machine hardly changes them.
 """
 
 import argparse
-import glob
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ import tempfile
 import time
 
 import av
+import built
 import decord
 import numpy as np
 
@@ -68,10 +68,8 @@ def rate(read, paths):
 
 
 def ours(paths, target):
-    programs = [p for p in glob.glob(f"{target}/release/deps/video_decode-*") if os.access(p, os.X_OK) and "." not in pathlib.Path(p).name]
-    newest = max(programs, key=os.path.getmtime)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    output = subprocess.run([newest, *map(str, paths)], check=True, capture_output=True, text=True)
+    output = subprocess.run([built.newest("video_decode", target), *map(str, paths)], check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return json.loads(output.stdout)["frames_per_second"], ROUNDS * FRAMES * len(paths) / busy

@@ -83,6 +83,21 @@ impl World {
         all.iter().map(|text| serde_json::from_slice(text).map_err(Error::usage)).collect()
     }
 
+    /// What all processes found, put together by `merge` in the order of their ranks; the same on each.
+    ///
+    /// # Errors
+    /// As [`World::gather`], or if `merge` refuses.
+    pub fn merged<T: Serialize + DeserializeOwned>(
+        &self,
+        own: T,
+        mut merge: impl FnMut(&mut T, &T) -> Result<()>,
+    ) -> Result<T> {
+        let mut parts = self.gather(own)?;
+        let mut all = parts.remove(0);
+        parts.iter().try_for_each(|part| merge(&mut all, part))?;
+        Ok(all)
+    }
+
     /// Ends all processes because this one failed.
     pub fn abort(&self) {
         #[cfg(feature = "mpi")]

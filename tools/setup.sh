@@ -17,7 +17,7 @@ if [ -n "${VIDEO:-}" ] && { [[ "$(tools/features.sh)" != *video* ]] || ! command
     missing+=(ffmpeg libavcodec-dev libavformat-dev libavutil-dev libavfilter-dev libavdevice-dev libswscale-dev
         libswresample-dev libclang-dev pkg-config)
 fi
-if [ -n "${MPI:-}" ] && ! command -v mpicc >/dev/null; then
+if [ -n "${MPI:-}" ] && [[ "$(tools/features.sh)" != *mpi* ]]; then
     missing+=(openmpi-bin libopenmpi-dev libclang-dev)
 fi
 if [ ${#missing[@]} -gt 0 ]; then

@@ -171,9 +171,8 @@ pub fn evaluate_segmentation(
         matrix.add(&batch.targets[0], &prediction)?;
         options.report(tally.images, set.len());
     }
-    let mut all = ConfusionMatrix::new(set.classes().len(), model.head.labels().ignore_index);
-    options.world.gather(matrix)?.iter().try_for_each(|matrix| all.merge(matrix))?;
-    tally.finish(Scores::Segmentation(all.scores()), set.classes(), loader.skipped(), options)
+    let scores = options.world.merged(matrix, ConfusionMatrix::merge)?.scores();
+    tally.finish(Scores::Segmentation(scores), set.classes(), loader.skipped(), options)
 }
 
 /// COCO's average precision of boxes and masks, each image at its own size; `ap` collects the detections.
@@ -236,7 +235,7 @@ pub fn evaluate_classification(
         }
         options.report(tally.images, set.len());
     }
-    let scores = Scores::Classification(over_ranks(hits, options.world)?);
+    let scores = Scores::Classification(options.world.merged(hits, TopK::merge)?.scores());
     tally.finish(scores, set.classes(), loader.skipped(), options)
 }
 
@@ -264,21 +263,13 @@ pub fn evaluate_video(
         videos.push((batch.samples[0], video));
         options.report(tally.images, set.len());
     }
-    let scores = Scores::Classification(over_ranks(hits, options.world)?);
+    let scores = Scores::Classification(options.world.merged(hits, TopK::merge)?.scores());
     // Numbered as they stand in the list, of which every process read its share.
     let mut videos = options.world.gather(videos)?.concat();
     videos.sort_by_key(|(sample, _)| *sample);
     let videos = videos.into_iter().map(|(_, video)| video).collect();
     let evaluation = tally.finish(scores, set.classes(), loader.skipped(), options)?;
     Ok(Evaluation { videos, ..evaluation })
-}
-
-/// The accuracies over what all processes counted.
-fn over_ranks(hits: TopK, world: World) -> Result<TopKScores> {
-    let mut parts = world.gather(hits)?;
-    let mut all = parts.remove(0);
-    parts.iter().try_for_each(|part| all.merge(part))?;
-    Ok(all.scores())
 }
 
 fn loader<T: Send + 'static>(
@@ -328,16 +319,15 @@ impl Tally {
         options: &EvaluationOptions,
     ) -> Result<Evaluation> {
         let own = (self.images, self.working.as_secs_f64(), self.kept, skipped.clone());
-        let (mut images, mut working) = (0, 0.0);
-        let (mut kept, mut all_skipped) = (Kept::default(), Skipped::new());
-        for (their_images, their_working, their_kept, their_skipped) in options.world.gather(own)? {
-            images += their_images;
-            working += their_working;
-            kept.add(&their_kept);
-            for (message, times) in their_skipped {
-                *all_skipped.entry(message).or_insert(0) += times;
-            }
-        }
+        let (images, working, kept, skipped) = options.world.merged(own, |all, part| {
+            all.0 += part.0;
+            all.1 += part.1;
+            all.2.add(&part.2);
+            part.3.iter().for_each(|(message, times)| {
+                *all.3.entry(message.clone()).or_insert(0) += times;
+            });
+            Ok(())
+        })?;
         Ok(Evaluation {
             scores,
             kept: kept.overall(),
@@ -346,7 +336,7 @@ impl Tally {
             seconds_per_image: working / images.max(1) as f64,
             seconds: self.start.map_or(0.0, |start| start.elapsed().as_secs_f64()),
             classes: classes.to_vec(),
-            skipped: all_skipped,
+            skipped,
             detections: Vec::new(),
             videos: Vec::new(),
         })

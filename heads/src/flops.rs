@@ -1,7 +1,7 @@
 //! Multiply-adds of a whole model.
 
 use candle_core::Result;
-use rescatter::backbone::Dims;
+use rescatter::backbone::{Dims, TokenGrid};
 use rescatter::dispatch::flops::{self, FlopCount};
 use rescatter::ops;
 
@@ -52,13 +52,7 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
             let macs = clip_transformer(head, dims.dim) + head.dim * pass.classes;
             same(&mut count, "transformer over the frames", macs);
             if let Some(radius) = head.correlation {
-                // Every patch is multiplied with all of the next frame; those around it would do.
-                let (displacements, each) = ((2 * radius + 1).pow(2), grid.0 * grid.1);
-                let of_pairs = |matched: usize| (frames - 1) * each * matched * dims.dim;
-                let mixed = head.frames * head.cells[0] * head.cells[1] * displacements * head.dim;
-                let counts =
-                    [of_pairs(displacements), of_pairs(each)].map(|macs| (macs + mixed) as f64);
-                count.add("matches in the next frame", counts[0], counts[1]);
+                matching(&mut count, head, radius, dims.dim, TokenGrid { grid, frames });
             }
         }
     }
@@ -123,6 +117,20 @@ fn clip_transformer(head: &TemporalTransformerConfig, channels: usize) -> usize 
     let (cells, dim) = (head.frames * head.cells[0] * head.cells[1], head.dim);
     let tokens = cells + 1;
     cells * channels * dim + head.depth * (12 * tokens * dim * dim + 2 * tokens * tokens * dim)
+}
+
+/// Every patch is multiplied with all of the next frame, where those around it would do; the cells' matches are mixed.
+fn matching(
+    count: &mut FlopCount,
+    head: &TemporalTransformerConfig,
+    radius: usize,
+    channels: usize,
+    TokenGrid { grid, frames }: TokenGrid,
+) {
+    let (displacements, patches) = ((2 * radius + 1).pow(2), grid.0 * grid.1);
+    let mixed = head.frames * head.cells[0] * head.cells[1] * displacements * head.dim;
+    let macs = |compared: usize| ((frames - 1) * patches * compared * channels + mixed) as f64;
+    count.add("matches in the next frame", macs(displacements), macs(patches));
 }
 
 fn same(count: &mut FlopCount, name: &str, macs: usize) {

@@ -1,6 +1,6 @@
 //! The vision transformer that every task shares (Dosovitskiy et al., arXiv 2010.11929), with timm's parameter names.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor, bail};
 
 use crate::dispatch::KeptStats;
 
@@ -29,6 +29,32 @@ pub struct TokenGrid {
     pub grid: (usize, usize),
     /// Frames per clip, adjacent in the batch; 1 for images.
     pub frames: usize,
+}
+
+impl TokenGrid {
+    /// The number of the patch that is `by` frames, rows and columns away from patch `number`, all patches of all images
+    /// counted in the order of the batch; `None` outside its clip and the grid.
+    #[inline]
+    pub(crate) fn moved(self, number: usize, by: [isize; 3]) -> Option<usize> {
+        let (rows, columns) = self.grid;
+        let sizes = [self.frames, rows, columns];
+        let place =
+            [number / (rows * columns) % self.frames, number / columns % rows, number % columns];
+        let inside = |axis: usize| {
+            place[axis].checked_add_signed(by[axis]).is_some_and(|moved| moved < sizes[axis])
+        };
+        let by_patches = (by[0] * rows as isize + by[1]) * columns as isize + by[2];
+        (0..3).all(inside).then(|| number.wrapping_add_signed(by_patches))
+    }
+
+    /// How many clips `images` with `patches` each are; refuses others than these places have, in the name of `op`.
+    pub(crate) fn clips(self, op: &str, images: usize, patches: usize) -> Result<usize> {
+        let (rows, columns) = self.grid;
+        if self.frames == 0 || !images.is_multiple_of(self.frames) || patches != rows * columns {
+            bail!("{op}: {images} × {patches} tokens do not lie on {self:?}");
+        }
+        Ok(images / self.frames)
+    }
 }
 
 /// What the backbone hands to a head.

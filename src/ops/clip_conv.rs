@@ -16,14 +16,11 @@ use crate::backbone::TokenGrid;
 /// If the shapes do not agree.
 pub fn clip_conv(x: &Tensor, weight: &Tensor, bias: &Tensor, places: TokenGrid) -> Result<Tensor> {
     let (images, patches, width) = x.dims3()?;
-    let TokenGrid { grid: (rows, columns), frames } = places;
     let (channels, one, time, height, breadth) = weight.dims5()?;
     if (channels, one) != (width, 1) || [time, height, breadth].iter().any(|side| side % 2 == 0) {
         bail!("clip_conv: a weight {:?} does not fit {width} channels", weight.dims());
     }
-    if frames == 0 || images % frames != 0 || patches != rows * columns {
-        bail!("clip_conv: {images} × {patches} tokens do not lie on {places:?}");
-    }
+    places.clips("clip_conv", images, patches)?;
     let kernel = [time, height, breadth];
     let taps = weight.reshape((width, time * height * breadth))?.t()?.contiguous()?; // [taps, d]
     if fusible(&[x, &taps, bias]) {
@@ -49,14 +46,18 @@ fn composed(
     }
     let mut y = bias.broadcast_as((images / frames, frames, rows, columns, width))?;
     for tap in 0..time * height * breadth {
-        let starts = [tap / (height * breadth), tap / breadth % height, tap % breadth];
         let mut part = padded.clone();
-        for (axis, start) in starts.into_iter().enumerate() {
+        for (axis, start) in in_kernel(tap, [time, height, breadth]).into_iter().enumerate() {
             part = part.narrow(axis + 1, start, shape[axis])?;
         }
         y = (y + part.broadcast_mul(&taps.get(tap)?)?)?;
     }
     y.reshape((images, patches, width))
+}
+
+/// Frame, row and column of `tap` in a kernel.
+fn in_kernel(tap: usize, [_, height, breadth]: [usize; 3]) -> [usize; 3] {
+    [tap / (height * breadth), tap / breadth % height, tap % breadth]
 }
 
 /// Row by row, a row being a patch of a frame.
@@ -72,22 +73,8 @@ impl Fused {
 
     /// How far `tap` reaches from its patch: frames, rows, columns.
     fn reach(&self, tap: usize) -> [isize; 3] {
-        let [time, height, breadth] = self.kernel;
-        let places = [tap / (height * breadth), tap / breadth % height, tap % breadth];
-        let halves = [time / 2, height / 2, breadth / 2];
-        std::array::from_fn(|axis| places[axis] as isize - halves[axis] as isize)
-    }
-
-    /// The row of the patch that is `by` away from that of `row`, if clip and grid have one there.
-    fn moved(&self, row: usize, by: [isize; 3]) -> Option<usize> {
-        let TokenGrid { grid: (rows, columns), frames } = self.places;
-        let sizes = [frames, rows, columns];
-        let place = [row / (rows * columns) % frames, row / columns % rows, row % columns];
-        let inside = |axis: usize| {
-            place[axis].checked_add_signed(by[axis]).is_some_and(|moved| moved < sizes[axis])
-        };
-        let by_rows = (by[0] * rows as isize + by[1]) * columns as isize + by[2];
-        (0..3).all(inside).then(|| row.wrapping_add_signed(by_rows))
+        let place = in_kernel(tap, self.kernel);
+        std::array::from_fn(|axis| place[axis] as isize - (self.kernel[axis] / 2) as isize)
     }
 
     /// y\[row\] += Σ tap · x\[the row that is `direction` times the tap's reach away\].
@@ -100,7 +87,7 @@ impl Fused {
             || {
                 for (row, y) in (first..).zip(y.chunks_exact_mut(width)) {
                     for (tap, by) in taps.chunks_exact(width).zip(&reaches) {
-                        let Some(from) = self.moved(row, *by) else { continue };
+                        let Some(from) = self.places.moved(row, *by) else { continue };
                         let terms = tap.iter().zip(&x[from * width..][..width]);
                         y.iter_mut().zip(terms).for_each(|(y, (tap, x))| *y = tap.mul_add(*x, *y));
                     }
@@ -163,7 +150,7 @@ impl CustomOp3 for Fused {
                         let grad = &grads[row * width..][..width];
                         of_bias.iter_mut().zip(grad).for_each(|(sum, g)| *sum += g);
                         for (sums, by) in of_taps.chunks_exact_mut(width).zip(&reaches) {
-                            let Some(from) = self.moved(row, *by) else { continue };
+                            let Some(from) = self.places.moved(row, *by) else { continue };
                             let terms = grad.iter().zip(&xs[from * width..][..width]);
                             sums.iter_mut()
                                 .zip(terms)

@@ -1,6 +1,6 @@
 //! How much each patch of a clip looks like those around its place one frame later.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
 use crate::backbone::TokenGrid;
 
@@ -12,11 +12,8 @@ use crate::backbone::TokenGrid;
 /// If the tokens do not lie on `places`.
 pub fn clip_correlation(x: &Tensor, places: TokenGrid, radius: usize) -> Result<Tensor> {
     let (images, patches, width) = x.dims3()?;
-    let TokenGrid { grid, frames } = places;
-    if frames == 0 || images % frames != 0 || patches != grid.0 * grid.1 {
-        bail!("clip_correlation: {images} × {patches} tokens do not lie on {places:?}");
-    }
-    let (clips, pairs) = (images / frames, frames - 1);
+    let clips = places.clips("clip_correlation", images, patches)?;
+    let (frames, pairs) = (places.frames, places.frames - 1);
     let displacements = (2 * radius + 1).pow(2);
     if pairs == 0 {
         return Tensor::zeros((images, patches, displacements), x.dtype(), x.device());
@@ -26,26 +23,20 @@ pub fn clip_correlation(x: &Tensor, places: TokenGrid, radius: usize) -> Result<
     // Every patch with every other one: as grids are small, cheaper than a pass over the tokens for each displacement.
     let products = all(0)?.matmul(&all(1)?.transpose(2, 3)?)?;
     let products = products.pad_with_zeros(3, 0, 1)?; // what lies outside the grid is found in the last column
-    let places = Tensor::from_vec(displaced(grid, radius), (patches, displacements), x.device())?;
-    let places = places.broadcast_as((clips, pairs, patches, displacements))?.contiguous()?;
-    let found = products.contiguous()?.gather(&places, 3)?;
+    let around = around(places.grid, radius);
+    let around = Tensor::from_vec(around, (patches, displacements), x.device())?;
+    let around = around.broadcast_as((clips, pairs, patches, displacements))?.contiguous()?;
+    let found = products.contiguous()?.gather(&around, 3)?;
     found.pad_with_zeros(1, 0, 1)?.reshape((images, patches, displacements))
 }
 
-/// For every place of the grid the places around it, or the number of places where there is none.
-fn displaced((rows, columns): (usize, usize), radius: usize) -> Vec<u32> {
-    let mut places = Vec::new();
-    for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
-        for (down, right) in (0..=2 * radius).flat_map(|d| (0..=2 * radius).map(move |r| (d, r))) {
-            let (row, column) = (row + down, column + right); // shifted by the radius
-            let inside = (radius..rows + radius).contains(&row)
-                && (radius..columns + radius).contains(&column);
-            let place =
-                if inside { (row - radius) * columns + column - radius } else { rows * columns };
-            places.push(place as u32);
-        }
-    }
-    places
+/// For every patch of the grid the patches around it, or the number of patches where there is none.
+fn around(grid: (usize, usize), radius: usize) -> Vec<u32> {
+    let (image, patches) = (TokenGrid { grid, frames: 1 }, grid.0 * grid.1);
+    let far = radius as isize;
+    let by = || (-far..=far).flat_map(|down| (-far..=far).map(move |right| [0, down, right]));
+    let around = |patch| by().map(move |by| image.moved(patch, by).unwrap_or(patches) as u32);
+    (0..patches).flat_map(around).collect()
 }
 
 #[cfg(test)]

@@ -208,41 +208,46 @@ impl Map<'_> {
             return self.shared_stats(count, world);
         }
         let of_channel = |channel: usize| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    let (mut sum, mut squares) = (0.0, 0.0);
-                    for (_, x) in self.planes(channel) {
-                        sum += f64::from(sum_of(x, x, |x, _| x));
-                    }
-                    let mean = (sum / count) as f32;
-                    for (_, x) in self.planes(channel) {
-                        squares += f64::from(sum_of(x, x, |x, _| (x - mean) * (x - mean)));
-                    }
-                    (mean, (squares / count) as f32)
-                },
-            )
+            let mean = (self.sum(channel) / count) as f32;
+            (mean, (self.squares(channel, mean) / count) as f32)
         };
         let (mean, var) = (0..self.channels).into_par_iter().map(of_channel).unzip();
         Ok(Stats { mean, var, count })
     }
 
+    /// [`Self::stats`] of several processes, which exchange the sums of all channels at once.
     fn shared_stats(&self, count: f64, world: World) -> Result<Stats> {
-        let sums_of = |f: &(dyn Fn(usize, f32) -> f32 + Sync)| -> Vec<f64> {
-            let of_channel = |c: usize| {
-                self.planes(c).map(|(_, x)| f64::from(sum_of(x, x, |x, _| f(c, x)))).sum()
-            };
-            (0..self.channels).into_par_iter().map(of_channel).collect()
-        };
-        let mut sums = sums_of(&|_, x| x);
+        let failed = candle_core::Error::wrap;
+        let channels = || (0..self.channels).into_par_iter();
+        let mut sums: Vec<f64> = channels().map(|channel| self.sum(channel)).collect();
         sums.push(count);
-        world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
+        world.sum(&mut sums).map_err(failed)?;
         let count = sums.pop().unwrap_or(count);
         let mean: Vec<f32> = sums.iter().map(|sum| (sum / count) as f32).collect();
-        let mut squares = sums_of(&|c, x| (x - mean[c]) * (x - mean[c]));
-        world.sum(&mut squares).map_err(candle_core::Error::wrap)?;
+        let mut squares: Vec<f64> =
+            channels().map(|channel| self.squares(channel, mean[channel])).collect();
+        world.sum(&mut squares).map_err(failed)?;
         let var = squares.iter().map(|sum| (sum / count) as f32).collect();
         Ok(Stats { mean, var, count })
+    }
+
+    /// Σ x of a channel.
+    fn sum(&self, channel: usize) -> f64 {
+        vectorised(
+            #[inline(always)]
+            || self.planes(channel).map(|(_, x)| f64::from(sum_of(x, x, |x, _| x))).sum(),
+        )
+    }
+
+    /// Σ (x − mean)² of a channel.
+    fn squares(&self, channel: usize, mean: f32) -> f64 {
+        vectorised(
+            #[inline(always)]
+            || {
+                let of_plane = |x: &[f32]| sum_of(x, x, |x, _| (x - mean) * (x - mean));
+                self.planes(channel).map(|(_, x)| f64::from(of_plane(x))).sum()
+            },
+        )
     }
 
     /// For every channel Σ g and Σ g·(x − mean).
