@@ -60,6 +60,8 @@ pub(crate) fn train(
     task::resolve_epochs(&mut config)?;
     let config = &config;
     let run = Run::claim(folder, config, start)?;
+    // The first process writes once all have looked at the folder.
+    world.gather(())?;
     let classes = task::class_names(config)?;
     let device = device(&config.device)?;
     let earlier = base.as_ref().map_or(&[][..], Base::earlier);
