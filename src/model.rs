@@ -40,7 +40,8 @@ impl<H: Head> Model<H> {
         let params = ParamStore::new(device, DType::F32, cfg.seed);
         let root = params.root();
         let backbone =
-            Vit::new(&cfg.backbone, &cfg.dispatch, &cfg.tuning, taps, &root.pp("backbone"))?;
+            Vit::new(&cfg.backbone, &cfg.dispatch, &cfg.tuning, taps, &root.pp("backbone"))?
+                .with_checkpoints(cfg.train.checkpoint_blocks);
         let head = build(backbone.spec(), &root)?;
         Ok(Self { backbone, head, params, loss: cfg.loss })
     }

@@ -13,6 +13,7 @@ mod patch_embed;
 mod pos_embed;
 pub mod pyramid;
 mod roles;
+mod segment;
 mod trunk;
 mod vit;
 

@@ -1,5 +1,6 @@
 //! The whole transformer: embedding, blocks, final norm.
 
+use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
 use candle_core::{Result, Tensor, bail};
@@ -8,6 +9,7 @@ use super::block::Block;
 use super::layers::{NORM_EPS, layer_norm};
 use super::patch_embed::PatchEmbed;
 use super::roles::Roles;
+use super::segment::Replay;
 use super::trunk::{Form, Trunk, Trunks};
 use super::{Dims, Features, Pass, TokenGrid, resize_pos_embed};
 use crate::config::{BackboneConfig, DispatchConfig, Inference, TuningConfig};
@@ -31,6 +33,7 @@ pub struct Vit {
     /// Class, register and prompt tokens before the patches.
     prefix: usize,
     thresholds: RwLock<Option<Vec<f32>>>,
+    checkpoint_blocks: Option<usize>,
 }
 
 impl Vit {
@@ -100,8 +103,16 @@ impl Vit {
             }),
             prefix: dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens),
             thresholds: RwLock::new(None),
+            checkpoint_blocks: None,
             dims,
         })
+    }
+
+    /// The same backbone, of which a training pass runs at most `blocks` at a time twice, instead of keeping activations
+    /// for the backward pass; `None` keeps them.
+    #[must_use]
+    pub fn with_checkpoints(self, blocks: Option<usize>) -> Self {
+        Self { checkpoint_blocks: blocks, ..self }
     }
 
     /// Images `[B, 3, H, W]`, normalised, of any size: padded right and bottom with zeros to a multiple of the patch, or of
@@ -212,11 +223,21 @@ impl Vit {
             Some(tasks) => tasks.tokens(batch)?,
             None => Vec::new(),
         };
+        let places = TokenGrid { grid: padded, frames };
+        let replay = Replay::new(form, (&self.dispatch, self.prefix), places, grid);
+        if let Some((segments, replay)) = self.segments().zip(replay) {
+            let replay = Arc::new(replay);
+            for blocks in segments {
+                x = replay.pass(&blocks, &x, &mut selector)?;
+                look(blocks.end - 1, &x, &added)?;
+            }
+            return Ok(Passed { tokens: x, added, kept: selector.finish() });
+        }
         for (index, block) in trunk.blocks.iter().enumerate() {
             if !pass.tracks() {
                 x = x.detach();
             }
-            x = block.enter(&x, TokenGrid { grid: padded, frames })?;
+            x = block.enter(&x, places)?;
             if let Some(tasks) = tasks {
                 added = block.read(tasks, &x, &added)?;
             }
@@ -224,6 +245,21 @@ impl Vit {
             look(index, &x, &added)?;
         }
         Ok(Passed { tokens: x, added, kept: selector.finish() })
+    }
+
+    /// The blocks that are run twice together: as many as the config allows, and none across a tap.
+    fn segments(&self) -> Option<Vec<Range<usize>>> {
+        let most = self.checkpoint_blocks?;
+        let mut segments: Vec<Range<usize>> = Vec::new();
+        for index in 0..self.dims.depth {
+            match segments.last_mut() {
+                Some(last) if last.len() < most && !self.taps.contains(&(index - 1)) => {
+                    last.end = index + 1;
+                }
+                _ => segments.push(index..index + 1),
+            }
+        }
+        Some(segments)
     }
 
     /// The tokens before the first block, `[B, prefix + P, C]` (class token, registers, prompts, patches), and the grid of
@@ -463,6 +499,19 @@ mod tests {
         let features = vit.forward(&images, &Pass::Infer)?;
         assert_eq!((features.grid, features.maps[0].dims()), ((3, 5), &[1usize, 12, 3, 5][..]));
         Ok(())
+    }
+
+    #[test]
+    fn segments_end_after_taps_and_as_long_as_allowed() {
+        let (dispatch, tuning) = (DispatchConfig::default(), TuningConfig::default());
+        let sizes = BackboneConfig { depth: Some(7), ..backbone() };
+        let segments = |most: usize, taps: &[usize]| {
+            let vit = Vit::new(&sizes, &dispatch, &tuning, taps, &store().root()).unwrap();
+            vit.with_checkpoints(Some(most)).segments().unwrap()
+        };
+        assert_eq!(segments(3, &[]), [0..3, 3..6, 6..7]);
+        assert_eq!(segments(3, &[1, 4, 6]), [0..2, 2..5, 5..7]);
+        assert_eq!(segments(4, &[]), [0..4, 4..7]);
     }
 
     #[test]

@@ -194,6 +194,10 @@ pub struct TrainConfig {
     /// Steps between lines of the log.
     #[serde(default = "default_log_every")]
     pub log_every: u64,
+    /// Most blocks of the backbone that keep nothing for the backward pass but what leaves the last of them: they run once
+    /// more in it. Costs up to one more forward pass of the backbone and saves memory; `null` keeps everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_blocks: Option<usize>,
     /// Element type of the arithmetic.
     #[serde(default)]
     pub precision: Precision,

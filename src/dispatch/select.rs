@@ -51,6 +51,8 @@ pub struct Selector<'a> {
     crop: Option<[(usize, usize); 2]>,
     /// Seeds of the random dispatcher at inference, one per image.
     images: Vec<u64>,
+    /// Dispatchers that decided before this selector's first.
+    before: usize,
     kept: KeptStats,
 }
 
@@ -70,6 +72,7 @@ impl<'a> Selector<'a> {
             merger: cfg.tome.map(|tome| Merger::new(tome.r, prefix)),
             crop: None,
             images: Vec::new(),
+            before: 0,
             kept: KeptStats::default(),
         }
     }
@@ -90,6 +93,23 @@ impl<'a> Selector<'a> {
     pub fn cropping(mut self, padded: (usize, usize), grid: (usize, usize)) -> Self {
         self.crop = (padded != grid).then_some([padded, grid]);
         self
+    }
+
+    /// Begins with the dispatcher that `before` others precede.
+    #[must_use]
+    pub(crate) fn after(mut self, before: usize) -> Self {
+        self.before = before;
+        self
+    }
+
+    /// How many dispatchers precede the next one.
+    pub(crate) fn reached(&self) -> usize {
+        self.before + self.kept.layers.len()
+    }
+
+    /// Records what another selector decided for the next dispatchers.
+    pub(crate) fn record(&mut self, layers: impl IntoIterator<Item = LayerKept>) {
+        self.kept.layers.extend(layers);
     }
 
     /// What the forward pass is for.
@@ -162,7 +182,7 @@ impl<'a> Selector<'a> {
     }
 
     fn decide(&self, logit: &Tensor) -> Result<Tensor> {
-        let layer = self.kept.layers.len();
+        let layer = self.reached();
         match self.pass {
             Pass::Train(ctx) => {
                 let factor = noise_factor(self.cfg.noise, ctx.progress);
@@ -206,7 +226,7 @@ impl<'a> Selector<'a> {
                 keys.len()
             );
         }
-        let layer = self.kept.layers.len() as u16;
+        let layer = self.reached() as u16;
         let mut mask = Vec::with_capacity(batch * patches);
         for &key in keys {
             let mut stream = rng.stream(Purpose::RandomDispatch, key, layer);

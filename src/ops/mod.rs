@@ -34,6 +34,7 @@ mod mlp_branch;
 mod mlp_rows;
 pub mod optimizer;
 mod pool;
+mod recompute;
 mod relative_position;
 mod rescale;
 mod resize;
@@ -75,6 +76,7 @@ pub use losses::{
 };
 pub use mlp_branch::MlpBranch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
+pub(crate) use recompute::recomputed;
 pub use relative_position::{RelativePosition, resize_relative_position};
 pub use rescale::rescale;
 pub use resize::{Interpolation, resize, resize_bilinear};
@@ -111,7 +113,12 @@ pub fn composed<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// Whether this runs inside [`composed`].
+fn are_composed() -> bool {
+    COMPOSED.get()
+}
+
 /// Whether a fused kernel may run on these tensors: all f32 on the CPU, and not inside [`composed`].
 pub(crate) fn fusible(tensors: &[&Tensor]) -> bool {
-    !COMPOSED.get() && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    !are_composed() && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }

@@ -135,6 +135,9 @@ pub(super) fn merging<H>(config: &Config<H>) -> Check {
     let places = config.backbone.window.is_some() || config.backbone.rel_pos.is_some();
     let rule = "leaves no grid for `backbone.window` or `backbone.rel_pos`";
     require(!places, key, rule)?;
+    let rule =
+        "changes tokens from block to block; it cannot be had with `train.checkpoint_blocks`";
+    require(config.train.checkpoint_blocks.is_none(), key, rule)?;
     let reads = config.tuning.memory.is_some() || config.tuning.st_adapter.is_some();
     require(!reads, key, "cannot be had with `tuning.memory` or `tuning.st_adapter`")
 }

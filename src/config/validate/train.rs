@@ -64,6 +64,7 @@ pub(super) fn train(config: &TrainConfig) -> Check {
     require(config.accumulate > 0, "train.accumulate", rule)?;
     require(config.eval_every != Some(0), "train.eval_every", rule)?;
     require(config.checkpoint_every > 0, "train.checkpoint_every", rule)?;
+    require(config.checkpoint_blocks != Some(0), "train.checkpoint_blocks", rule)?;
     require(config.log_every > 0, "train.log_every", rule)?;
     if let Some(norm) = config.clip_norm {
         positive(norm, "train.clip_norm")?;
