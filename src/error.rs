@@ -38,6 +38,15 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Tensor(error) => error,
+            other => Self::wrap(other),
+        }
+    }
+}
+
 /// Shorthand for results with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 

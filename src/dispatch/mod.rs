@@ -98,7 +98,7 @@ impl KeptStats {
     pub fn over_ranks(&self, world: &World) -> Result<f64> {
         let decisions = self.decisions() as f64;
         let mut sums = [self.overall()? * decisions, decisions];
-        world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
+        world.sum(&mut sums)?;
         Ok(sums[0] / sums[1].max(1.0))
     }
 

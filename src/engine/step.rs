@@ -78,7 +78,7 @@ pub fn step_gradients<H: Head>(
             Some(totals) => totals.counts_for(&losses)?,
             None => {
                 let mut counts = losses.counts();
-                moment.world.sum(&mut counts).map_err(candle_core::Error::wrap)?;
+                moment.world.sum(&mut counts)?;
                 counts
             }
         };
@@ -113,12 +113,11 @@ impl StepGradients {
         if world.size == 1 {
             return Ok(());
         }
-        let failed = candle_core::Error::wrap;
         let mut sums = vec![self.total];
         sums.extend(self.terms.iter().map(|(_, mean)| mean));
         let scalars = sums.len();
         sums.extend(self.gradients.iter().map(|g| f64::from(u8::from(g.is_some()))));
-        world.sum(&mut sums).map_err(failed)?;
+        world.sum(&mut sums)?;
         self.total = sums[0];
         self.terms.iter_mut().zip(&sums[1..]).for_each(|((_, mean), sum)| *mean = *sum);
         let wanted: Vec<usize> =
@@ -133,7 +132,7 @@ impl StepGradients {
             if bucket.len() < BUCKET && at + 1 < wanted.len() {
                 continue;
             }
-            world.sum_f32(&mut bucket).map_err(failed)?;
+            world.sum_f32(&mut bucket)?;
             let mut rest = &bucket[..];
             for &i in &wanted[first..=at] {
                 let var = &parameters[i].var;
@@ -181,7 +180,7 @@ impl Totals {
     fn over_ranks(mut self, world: &World) -> Result<Self> {
         let mut sums: Vec<f64> = self.counts.iter().map(|(_, count)| *count).collect();
         sums.extend([self.active, self.decisions]);
-        world.sum(&mut sums).map_err(candle_core::Error::wrap)?;
+        world.sum(&mut sums)?;
         self.counts.iter_mut().zip(&sums).for_each(|((_, count), sum)| *count = *sum);
         if let [.., active, decisions] = sums[..] {
             (self.active, self.decisions) = (active, decisions);

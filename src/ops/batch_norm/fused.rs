@@ -149,7 +149,7 @@ impl CustomOp3 for Fused {
 /// The sums over all processes.
 fn over_ranks(sums: &[(f64, f64)], world: World) -> Result<Vec<(f64, f64)>> {
     let mut flat: Vec<f64> = sums.iter().flat_map(|&(plain, product)| [plain, product]).collect();
-    world.sum(&mut flat).map_err(candle_core::Error::wrap)?;
+    world.sum(&mut flat)?;
     Ok(flat.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
@@ -217,16 +217,15 @@ impl Map<'_> {
 
     /// [`Self::stats`] of several processes, which exchange the sums of all channels at once.
     fn shared_stats(&self, count: f64, world: World) -> Result<Stats> {
-        let failed = candle_core::Error::wrap;
         let channels = || (0..self.channels).into_par_iter();
         let mut sums: Vec<f64> = channels().map(|channel| self.sum(channel)).collect();
         sums.push(count);
-        world.sum(&mut sums).map_err(failed)?;
+        world.sum(&mut sums)?;
         let count = sums.pop().unwrap_or(count);
         let mean: Vec<f32> = sums.iter().map(|sum| (sum / count) as f32).collect();
         let mut squares: Vec<f64> =
             channels().map(|channel| self.squares(channel, mean[channel])).collect();
-        world.sum(&mut squares).map_err(failed)?;
+        world.sum(&mut squares)?;
         let var = squares.iter().map(|sum| (sum / count) as f32).collect();
         Ok(Stats { mean, var, count })
     }
