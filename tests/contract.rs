@@ -105,6 +105,7 @@ fn instances() -> Vec<Instances> {
             }
         };
         Instances {
+            size: (SIDE, SIDE),
             masks: boxes.iter().map(mask).collect(),
             boxes: boxes.to_vec(),
             classes: vec![turn as u32, 2],

@@ -5,6 +5,8 @@ use ndarray::Array2;
 /// The annotated objects of one image, in pixels of the model's input.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Instances {
+    /// Height and width of the model's input without padding: proposals are clipped to it.
+    pub size: (usize, usize),
     /// (x0, y0, x1, y1) of every object, x1 and y1 exclusive.
     pub boxes: Vec<[f32; 4]>,
     /// Its class, `0..K` without a background class.

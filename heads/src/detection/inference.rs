@@ -7,7 +7,7 @@ use rescatter::backbone::Pass;
 use rescatter::boxes::mirror;
 use rescatter::config::{EvalConfig, EvalMode};
 use rescatter::head::ImageMeta;
-use rescatter::model::Model;
+use rescatter::model::{Model, crop, pad_to};
 
 use crate::kept::Kept;
 use crate::mask_rcnn::mask_head::MASK_SIZE;
@@ -54,20 +54,22 @@ impl<'a> Detector<'a> {
         Ok(Self { model, mirrored_too })
     }
 
-    /// Detects the objects of the one image `[1, 3, H, W]`, normalised; what lies beyond `meta.input` is padding.
+    /// Detects the objects of the one image `[1, 3, H, W]`, normalised; what lies beyond `meta.input` is padding, which the
+    /// model sees as it did in training and in which nothing is found.
     ///
     /// # Errors
     /// If the image does not fit the model.
     pub fn detect(&self, image: &Tensor, meta: &ImageMeta) -> Result<Found> {
-        let (height, width) = meta.input;
-        let image = image.to_device(self.model.params.device())?;
-        let image = image.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()?;
+        let width = meta.input.1;
+        // The pyramid halves the patches' map once.
+        let least = 2 * self.model.backbone.dims().patch;
+        let image = pad_to(&image.to_device(self.model.params.device())?, (least, least))?;
         let mut kept = Kept::default();
         let (plain, layers_worked) = self.look(&image, meta, &mut kept)?;
         let mut candidates = plain.candidates[0].clone();
         let turned = match self.mirrored_too {
             Mirrored::No => None,
-            Mirrored::Too => Some(self.look(&image.flip(&[3])?.contiguous()?, meta, &mut kept)?.0),
+            Mirrored::Too => Some(self.look(&turned(&image, meta.input)?, meta, &mut kept)?.0),
         };
         if let Some(turned) = &turned {
             candidates.extend(mirrored(&turned.candidates[0], width));
@@ -98,6 +100,12 @@ impl<'a> Detector<'a> {
     }
 }
 
+/// `[1, 3, H, W]` with its upper left `size` mirrored in place.
+fn turned(image: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    let (_, _, height, width) = image.dims4()?;
+    pad_to(&crop(image, size)?.flip(&[3])?.contiguous()?, (height, width))
+}
+
 fn mirrored(candidates: &Candidates, width: usize) -> Candidates {
     let boxes = candidates.boxes.iter().map(|b| mirror(*b, width)).collect();
     Candidates { boxes, ..candidates.clone() }
@@ -112,6 +120,7 @@ fn average(mask: &mut Array2<f32>, turned: &Array2<f32>) {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
+    use rescatter::head::Head;
     use rescatter::rng::{Purpose, Rng};
 
     use super::*;
@@ -157,13 +166,15 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_not_looked_at() {
+    fn padding_is_seen_and_nothing_is_found_in_it() {
         let model = model();
         let (image, meta) = picture((40, 48));
-        let padded = image.pad_with_zeros(2, 0, 8).unwrap().pad_with_zeros(3, 0, 16).unwrap();
-        let plain = detect(&model, Mirrored::No, &image, &meta);
+        let padded = pad_to(&image, (64, 64)).unwrap();
+        let seen = model.backbone.forward(&padded, &Pass::Infer).unwrap();
+        let wanted = model.head.predict(&seen, std::slice::from_ref(&meta)).unwrap();
+        let plain = detect(&model, Mirrored::No, &padded, &meta);
+        assert_eq!(plain.detections, wanted[0]);
         assert_eq!(plain.detections.boxes.len(), 12);
-        assert_eq!(plain.detections, detect(&model, Mirrored::No, &padded, &meta).detections);
         assert_eq!((plain.kept.overall(), plain.layers_worked.unwrap().dim()), (0.5, (40, 48)));
         let inside = |b: &[f32; 4]| b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= 48.0 && b[3] <= 40.0;
         assert!(plain.detections.boxes.iter().all(inside));
@@ -174,8 +185,9 @@ mod tests {
     fn with_mirroring_a_mirrored_image_gives_the_mirrored_result() {
         let model = model();
         let (image, meta) = picture((40, 48));
+        let image = pad_to(&image, (48, 64)).unwrap();
         let plain = detect(&model, Mirrored::Too, &image, &meta).detections;
-        let turned = image.flip(&[3]).unwrap().contiguous().unwrap();
+        let turned = turned(&image, meta.input).unwrap();
         let turned = detect(&model, Mirrored::Too, &turned, &meta).detections;
         // Equal scores may come in another order: every object must have its counterpart.
         for (i, b) in plain.boxes.iter().enumerate() {
@@ -190,6 +202,15 @@ mod tests {
             let apart =
                 (&plain.masks[i] - &flipped).mapv(f32::abs).fold(0.0, |a: f32, b| a.max(*b));
             assert!(apart < 1e-4, "{apart}");
+        }
+    }
+
+    #[test]
+    fn an_image_smaller_than_the_pyramid_is_no_error() {
+        let model = model();
+        for size in [(1, 1), (3, 90)] {
+            let (image, meta) = picture(size);
+            detect(&model, Mirrored::Too, &image, &meta);
         }
     }
 

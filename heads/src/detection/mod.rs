@@ -50,18 +50,22 @@ impl Object {
     }
 }
 
-/// The detections of an image in pixels of the image on disk; its transforms must have kept the whole of it.
+/// The detections of an image in pixels of the image on disk; its transforms must have kept the whole of it. Boxes without
+/// area are left out.
 pub fn at_original(found: &Detections) -> Vec<Object> {
     let ((height, width), (h, w)) = (found.meta.original, found.meta.input);
     let (x, y) = (width as f32 / w.max(1) as f32, height as f32 / h.max(1) as f32);
     let object = |i: usize| {
         let [x0, y0, x1, y1] = found.boxes[i];
         let bbox = clip([x0 * x, y0 * y, x1 * x, y1 * y], (height, width));
+        if bbox[2] <= bbox[0] || bbox[3] <= bbox[1] {
+            return None;
+        }
         let mask = |probs: &Array2<f32>| paste(probs, bbox, (height, width)).mask();
         let mask = found.masks.get(i).map(mask);
-        Object { bbox, class: found.classes[i], score: found.scores[i], mask }
+        Some(Object { bbox, class: found.classes[i], score: found.scores[i], mask })
     };
-    (0..found.boxes.len()).into_par_iter().map(object).collect()
+    (0..found.boxes.len()).into_par_iter().filter_map(object).collect()
 }
 
 /// Collects detections on the validation set of a config.

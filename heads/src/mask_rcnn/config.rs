@@ -309,6 +309,21 @@ impl MaskRcnnConfig {
         if self.anchors.sizes.iter().chain(&self.anchors.ratios).any(|v| not_positive(*v)) {
             return Err(Error::usage("the numbers of `head.mask_rcnn.anchors` must be positive"));
         }
+        let shares = [self.rpn.positive_fraction, self.roi.positive_fraction];
+        if shares.iter().any(|share| !(0.0..=1.0).contains(share)) {
+            return Err(Error::usage(
+                "`positive_fraction` of `head.mask_rcnn.rpn` and `.roi` must be between 0 and 1",
+            ));
+        }
+        let [low, high] = self.rpn.thresholds;
+        if !(0.0 <= low && low <= high) {
+            return Err(Error::usage(format!(
+                "`head.mask_rcnn.rpn.thresholds` must rise from at least 0, got {low} and {high}"
+            )));
+        }
+        if not_positive(self.roi.canonical_size) {
+            return Err(Error::usage("`head.mask_rcnn.roi.canonical_size` must be positive"));
+        }
         if self.box_head.fcs == 0 {
             return Err(Error::usage("`head.mask_rcnn.box_head.fcs` must be at least 1"));
         }

@@ -87,12 +87,11 @@ impl MaskHead {
 /// What the masks of regions are trained towards: 1 where RoIAlign of the object's bitmap gives at least ½, `size × size` per
 /// region. `image`: height and width of the image.
 pub fn mask_targets(
-    regions: &[([f32; 4], &InstanceMask)],
+    regions: &[([f32; 4], &InstanceMask, (usize, usize))],
     size: usize,
-    image: (usize, usize),
 ) -> Vec<f32> {
-    let one = |(bounds, mask): &([f32; 4], &InstanceMask)| {
-        let shares = ops::roi_align_bitmap(mask, *bounds, size, image);
+    let one = |(bounds, mask, image): &([f32; 4], &InstanceMask, (usize, usize))| {
+        let shares = ops::roi_align_bitmap(mask, *bounds, size, *image);
         shares.into_iter().map(|share| if share >= 0.5 { 1.0 } else { 0.0 }).collect::<Vec<_>>()
     };
     regions.par_iter().flat_map_iter(one).collect()

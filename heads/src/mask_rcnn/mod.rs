@@ -37,7 +37,6 @@ use self::proposals::{ProposalOptions, ProposalSet};
 use self::regions::Regions;
 use self::roi_heads::RoiHeads;
 use self::rpn::{RpnHead, RpnOutput, anchor_targets};
-use crate::images::extent;
 
 /// The detector on one tapped map.
 #[derive(Debug)]
@@ -182,13 +181,11 @@ impl Head for MaskRcnn {
         let mut terms = rpn::losses(&parts.rpn, &levels, &sampled, beta)?.to_vec();
         let detached = levels.each_ref().map(Tensor::detach);
         let output = self.inference.rpn.forward(&detached)?;
-        // Images of a batch are padded to one size, and proposals may reach into the padding.
-        let image = extent(features);
-        let sizes = vec![image; targets.len()];
+        let sizes: Vec<(usize, usize)> = targets.iter().map(|objects| objects.size).collect();
         let proposals = self.propose(&output, &levels, &sizes, |p| p.train)?;
         let iou = parts.roi_heads.iou();
         let regions = Regions::sampled(&self.config.roi, iou, &proposals, targets, ctx);
-        terms.extend(parts.roi_heads.losses(&levels, regions, targets, image)?);
+        terms.extend(parts.roi_heads.losses(&levels, regions, targets)?);
         Ok(Losses { terms, logits: None })
     }
 

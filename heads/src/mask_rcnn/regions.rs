@@ -128,6 +128,7 @@ mod tests {
     /// One object, one crowd; proposals on the object, in the crowd and elsewhere.
     fn scene() -> (ProposalSet, Instances) {
         let objects = Instances {
+            size: (100, 100),
             boxes: vec![[10.0, 10.0, 30.0, 30.0]],
             classes: vec![4],
             masks: Vec::new(),

@@ -134,8 +134,7 @@ impl RoiHeads {
         mask.forward(&self.mask_pooler.pool(levels, rois, 1.0)?)
     }
 
-    /// The terms of the box heads and of the mask head for `regions` of the first stage; `image` is the height and width of
-    /// the padded input.
+    /// The terms of the box heads and of the mask head for `regions` of the first stage.
     ///
     /// # Errors
     /// If regions and objects do not fit together.
@@ -144,9 +143,9 @@ impl RoiHeads {
         levels: &[Tensor],
         regions: Regions,
         objects: &[Instances],
-        image: (usize, usize),
     ) -> Result<Vec<Term>> {
-        let mask = self.mask_term(levels, &regions, objects, image)?;
+        let mask = self.mask_term(levels, &regions, objects)?;
+        let sizes: Vec<(usize, usize)> = objects.iter().map(|objects| objects.size).collect();
         let mut terms = Vec::new();
         let mut regions = regions.by_level(&self.box_pooler);
         for (k, stage) in self.stages.iter().enumerate() {
@@ -160,7 +159,7 @@ impl RoiHeads {
             terms.push(Term { name: class_name, weight: 1.0, sum: class, count });
             terms.push(Term { name: box_name, weight: 1.0, sum: boxes, count });
             if let Some(next) = self.stages.get(k + 1) {
-                let mut rois = refined(stage.coder, &regions.rois, &on_host(&deltas)?, image);
+                let mut rois = refined(stage.coder, &regions.rois, &on_host(&deltas)?, &sizes);
                 rois.retain(|roi| area(roi.bounds) > 0.0);
                 regions = Regions::matched(next.iou, &rois, objects).by_level(&self.box_pooler);
             }
@@ -174,15 +173,15 @@ impl RoiHeads {
         levels: &[Tensor],
         regions: &Regions,
         objects: &[Instances],
-        image: (usize, usize),
     ) -> Result<Option<Term>> {
         let Some(mask) = &self.mask else { return Ok(None) };
         let positives = self.limited(regions);
         let regions = regions.picked(&positives).by_level(&self.mask_pooler);
         let mut pairs = Vec::new();
         for (roi, &matched) in regions.rois.iter().zip(&regions.matched) {
-            match objects[roi.image].masks.get(matched) {
-                Some(mask) => pairs.push((roi.bounds, mask)),
+            let Instances { masks, size, .. } = &objects[roi.image];
+            match masks.get(matched) {
+                Some(mask) => pairs.push((roi.bounds, mask, *size)),
                 None => return Err(candle_core::Error::Msg(NO_MASKS.into())),
             }
         }
@@ -192,7 +191,7 @@ impl RoiHeads {
             let levels = pooled_levels(levels, &self.mask_pooler)?;
             let pooled = self.mask_pooler.pool(levels, &regions.rois, 1.0)?;
             let logits = mask.forward_classes(&pooled, &regions.labels)?;
-            mask_loss(&logits, mask_targets(&pairs, MASK_SIZE, image))?
+            mask_loss(&logits, mask_targets(&pairs, MASK_SIZE))?
         };
         Ok(Some(Term { name: "roi.mask", weight: 1.0, sum, count }))
     }
@@ -233,7 +232,7 @@ impl RoiHeads {
         let (mut scores, mut last) = (Vec::new(), Vec::new());
         for k in 0..self.stages.len() {
             if let Some(before) = k.checked_sub(1).map(|k| &self.stages[k]) {
-                rois = refine_each(before.coder, &rois, &last, sizes);
+                rois = refined(before.coder, &rois, &last, sizes);
             }
             let (logits, deltas) = self.box_branch(k, levels, &rois)?;
             add_probabilities(&on_host(&logits)?, logits.dim(1)?, &mut scores);
@@ -292,18 +291,8 @@ fn pooled_levels<'a>(levels: &'a [Tensor], pooler: &RoiPooler) -> Result<&'a [Te
     }
 }
 
-/// The regions as one stage corrects them, clipped to images of one size.
-fn refined(coder: BoxCoder, rois: &[Roi], deltas: &[f32], image: (usize, usize)) -> Vec<Roi> {
-    let images = rois.iter().map(|roi| roi.image + 1).max().unwrap_or(0);
-    refine_each(coder, rois, deltas, &vec![image; images])
-}
-
-fn refine_each(
-    coder: BoxCoder,
-    rois: &[Roi],
-    deltas: &[f32],
-    sizes: &[(usize, usize)],
-) -> Vec<Roi> {
+/// The regions as one stage corrects them, clipped to their images.
+fn refined(coder: BoxCoder, rois: &[Roi], deltas: &[f32], sizes: &[(usize, usize)]) -> Vec<Roi> {
     let one = |(roi, delta): (&Roi, &[f32; 4])| {
         let bounds = clip(coder.decode(roi.bounds, *delta), sizes[roi.image]);
         Roi { bounds, ..*roi }

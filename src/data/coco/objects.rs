@@ -36,7 +36,7 @@ impl Journey<'_> {
         objects: &[ObjectRecord],
         class_of: impl Fn(u64) -> Option<u32>,
     ) -> Result<Instances, String> {
-        let mut found = Instances::default();
+        let mut found = Instances { size: self.input, ..Instances::default() };
         for object in objects {
             let Some((bbox, cut)) = self.bbox(object.bbox) else { continue };
             if object.iscrowd {
@@ -242,7 +242,8 @@ mod tests {
         assert_eq!(found.boxes, [want, want]);
         assert_eq!([rectangle(&found.masks[0]), rectangle(&found.masks[1])], [want, want]);
         cropped.shift(6.0, 0.0);
-        assert_eq!(travel(&cropped, (8, 8), &both()), Instances::default());
+        let nothing = Instances { size: (8, 8), ..Instances::default() };
+        assert_eq!(travel(&cropped, (8, 8), &both()), nothing);
     }
 
     #[test]

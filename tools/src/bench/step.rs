@@ -124,7 +124,7 @@ fn objects(
     classes: usize,
     below: &mut impl FnMut(usize) -> usize,
 ) -> Instances {
-    let mut objects = Instances::default();
+    let mut objects = Instances { size: (height, width), ..Instances::default() };
     for _ in 0..OBJECTS {
         let (rows, columns) = (height / 8 + below(height / 4), width / 8 + below(width / 4));
         let (top, left) = (below(height - rows), below(width - columns));

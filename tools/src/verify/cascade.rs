@@ -151,6 +151,7 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
     let objects = (0..levels[0].dim(0)?).map(|b| {
         let labels: Vec<i64> = fixture.values(&format!("gt_labels.{b}"))?;
         Ok(Instances {
+            size: fixture.hyper("image")?,
             boxes: fixture.boxes(&format!("gt_boxes.{b}"))?,
             classes: labels.into_iter().map(|label| label as u32 - 1).collect(),
             ..Instances::default()
@@ -166,7 +167,7 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
     };
     let mut outputs = Outputs::new();
     let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-    for term in heads.losses(&levels, regions, &objects, fixture.hyper("image")?)? {
+    for term in heads.losses(&levels, regions, &objects)? {
         let name = match term.name.rsplit_once('.') {
             Some(("roi.class", stage)) => format!("output.loss_classifier.{stage}"),
             Some(("roi.box", stage)) => format!("output.loss_box_reg.{stage}"),

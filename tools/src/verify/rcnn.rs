@@ -152,6 +152,7 @@ fn objects(fixture: &Fixture) -> Result<Vec<Instances>> {
         };
         let labels: Vec<i64> = fixture.values(&format!("gt_labels.{b}"))?;
         all.push(Instances {
+            size: fixture.hyper("image")?,
             boxes: fixture.boxes(&format!("gt_boxes.{b}"))?,
             classes: labels.into_iter().map(|label| label as u32 - 1).collect(),
             masks: (0..count).map(mask).collect::<Result<_>>()?,
@@ -207,9 +208,9 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
     let coder = BoxCoder { weights: net.config.box_head.weights };
     let target = regions.targets(coder, &objects);
     outputs.insert("output.roi_target".into(), deltas(&target.positives)?);
-    outputs.insert("output.mask_target".into(), mask_target(&regions, &objects, net.image)?);
+    outputs.insert("output.mask_target".into(), mask_target(&regions, &objects)?);
     let mut terms = rpn::losses(&net.rpn, &levels, &sampled, fixture.hyper("rpn_beta")?)?.to_vec();
-    terms.extend(net.roi_heads.losses(&levels, regions, &objects, net.image)?);
+    terms.extend(net.roi_heads.losses(&levels, regions, &objects)?);
     let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu)?;
     for term in terms {
         let name = match term.name {
@@ -235,14 +236,15 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
 }
 
 /// The mask targets of the foreground regions, in their order.
-fn mask_target(regions: &Regions, objects: &[Instances], image: (usize, usize)) -> Result<Tensor> {
+fn mask_target(regions: &Regions, objects: &[Instances]) -> Result<Tensor> {
     let positives = regions.positives();
     let pair = |&i: &usize| {
         let Roi { image, bounds } = regions.rois[i];
-        (bounds, &objects[image].masks[regions.matched[i]])
+        let Instances { masks, size, .. } = &objects[image];
+        (bounds, &masks[regions.matched[i]], *size)
     };
     let pairs: Vec<_> = positives.iter().map(pair).collect();
-    let targets = mask_targets(&pairs, MASK_SIZE, image);
+    let targets = mask_targets(&pairs, MASK_SIZE);
     let shape = (pairs.len(), MASK_SIZE, MASK_SIZE);
     Ok(Tensor::from_vec(targets, shape, &Device::Cpu)?.to_dtype(DType::U8)?)
 }
