@@ -104,7 +104,8 @@ fn objects_crowds_and_images_without_objects_are_read() {
     assert_eq!((masks[1].origin, masks[1].bitmap.sum()), ((2, 1), 4));
     assert_eq!(masks[1], masks[2], "runs as numbers and as a string");
     assert_eq!(sample(&*set, 1).unwrap().target.crowds.len(), 1);
-    assert_eq!(sample(&*set, 2).unwrap().target, Instances::default());
+    let nothing = Instances { size: (6, 10), ..Instances::default() };
+    assert_eq!(sample(&*set, 2).unwrap().target, nothing);
     assert_eq!(sample(&*set, 1).unwrap().meta.name, "deep/b.png");
 }
 
@@ -243,6 +244,37 @@ fn a_missing_or_other_image_is_named() {
     std::fs::remove_file(&picture).unwrap();
     let error = refused(data::detection(&split(config(folder.path()), &[])));
     says(&error, &["c.png", "image id 12", "1 of 3 are missing"]);
+}
+
+#[test]
+fn of_images_with_one_id_none_is_used() {
+    let mut annotations = annotations();
+    annotations["images"][2]["id"] = json!(5);
+    let folder = folder(&annotations);
+    let skip = CocoConfig { on_error: OnError::Skip, ..config(folder.path()) };
+    let set = data::detection(&split(skip, &[])).unwrap();
+    let whole: Vec<bool> = (0..3).map(|index| sample(&*set, index).is_ok()).collect();
+    assert_eq!(whole.iter().filter(|whole| **whole).count(), 1, "{whole:?}");
+}
+
+#[test]
+fn an_empty_list_of_polygons_is_no_mask() {
+    let mut annotations = annotations();
+    for object in annotations["annotations"].as_array_mut().unwrap() {
+        object["segmentation"] = json!([]);
+    }
+    let folder = folder(&annotations);
+    let set = data::detection(&split(config(folder.path()), &[])).unwrap();
+    let first = sample(&*set, 0).unwrap().target;
+    assert_eq!((first.boxes.len(), first.masks.len()), (3, 0));
+}
+
+#[test]
+fn padding_belongs_behind_normalize() {
+    let folder = folder(&annotations());
+    let padded = split(config(folder.path()), &[TransformConfig::Pad { size: [32, 32] }]);
+    says(&refused(data::detection(&padded)), &["`pad`", "behind `normalize`"]);
+    says(&refused(data::detection_for_evaluation(&padded)), &["`pad`", "behind `normalize`"]);
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub struct ObjectRecord {
     /// Whether it stands for a group whose members cannot be told apart.
     #[serde(default, deserialize_with = "flag")]
     pub iscrowd: bool,
-    /// Its pixels.
-    #[serde(default)]
+    /// Its pixels; `[]` is none.
+    #[serde(default, deserialize_with = "pixels")]
     pub(crate) segmentation: Option<Segmentation>,
 }
 
@@ -87,6 +87,14 @@ fn flag<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<bool, 
         Flag::Truth(truth) => truth,
         Flag::Number(number) => number != 0.0,
     })
+}
+
+/// Files of boxes alone often give every object an empty list of polygons.
+fn pixels<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Option<Segmentation>, D::Error> {
+    let given = Option::<Segmentation>::deserialize(from)?;
+    Ok(given.filter(|given| !matches!(given, Segmentation::Polygon(list) if list.is_empty())))
 }
 
 impl Annotations {

@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use super::annotations::{Annotations, CategoryRecord, ImageRecord, ObjectRecord};
 use super::objects::Journey;
-use super::problems::Depth;
+use super::problems::{Depth, Fault};
 use crate::config::{CocoConfig, OnError};
 use crate::data::transforms::{Frame, Pipeline};
 use crate::data::{Batching, Dataset, Instances, Sample, read_image};
@@ -44,6 +44,12 @@ impl CocoSet {
     /// If the annotation file cannot be read; and, unless broken samples are skipped, if an image is missing or anything
     /// in the file is broken.
     pub fn new(config: &CocoConfig, pipeline: Pipeline) -> Result<Self> {
+        if pipeline.pads_pixels() {
+            return Err(Error::usage(
+                "`pad` before `normalize` makes objects reach into the padding",
+            )
+            .with_hint("move it behind `normalize`"));
+        }
         let mut file = Annotations::of(config)?;
         let masks = file.objects.iter().any(ObjectRecord::has_mask);
         let mut faults = faults(&file, config)?;
@@ -128,13 +134,20 @@ fn faults(file: &Annotations, config: &CocoConfig) -> Result<Vec<Option<String>>
     let mut faults = vec![None; file.images.len()];
     let mut lost = 0usize;
     for problem in file.problems(Depth::Masks).into_iter().filter(|p| p.fault.stops_training()) {
-        if config.on_error == OnError::Stop {
+        // Without categories of their own, no object can be used.
+        let fatal = problem.fault == Fault::DuplicateCategory;
+        if fatal || config.on_error == OnError::Stop {
             return Err(Error::file(&file.path, problem.message).with_hint(
                 "`rescatter data check` lists everything; `on_error: skip` leaves such images out",
             ));
         }
         match problem.image {
-            Some(index) => faults[index] = Some(problem.message),
+            // It is not known which of several images with one id an object belongs to.
+            Some(index) => {
+                let id = file.images[index].id;
+                let alike = (0..faults.len()).filter(|&i| i == index || file.images[i].id == id);
+                alike.for_each(|i| faults[i] = Some(problem.message.clone()));
+            }
             None => lost += 1,
         }
     }

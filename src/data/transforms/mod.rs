@@ -42,7 +42,7 @@ pub struct Frame {
     pub ignore_index: u16,
     /// What was done to the pixels so far.
     pub geometry: Geometry,
-    /// Where `center_crop` lies along what it cuts, 0 to 1; ½ is the middle.
+    /// Where `center_crop` lies along the longer side, 0 to 1; ½ is the middle, where it lies along the other.
     pub crop_place: f64,
 }
 
@@ -111,7 +111,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// If `normalize` is missing, given twice or followed by anything but `random_erasing` and `pad`; if a number is out of
-    /// range; if labels stay as on disk and a transform is random or crops; or if a transform moves pixels in a way that
+    /// range; if labels stay as on disk and a transform is random, crops or pads 8-bit pixels; or if a transform moves pixels in a way that
     /// labels cannot follow.
     pub fn new(steps: &[TransformConfig], labels: Labels) -> Result<Self> {
         let Some(at) =
@@ -134,6 +134,10 @@ impl Pipeline {
             return Err(Error::usage("`random_erasing` must follow `normalize`")
                 .with_hint("move it behind `normalize`"));
         }
+        if pads(&steps[..at]) && labels == Labels::AsOnDisk {
+            return Err(Error::usage("`pad` before `normalize` makes padding a part of the image")
+                .with_hint("move it behind `normalize`"));
+        }
         for step in steps {
             check::numbers(step)?;
             if labels != Labels::OfTheWhole && matches!(step, TransformConfig::RandAugment { .. }) {
@@ -151,6 +155,11 @@ impl Pipeline {
             float_steps: steps[at + 1..].to_vec(),
             labels,
         })
+    }
+
+    /// Whether padding is a part of the image for what follows, and of `ImageMeta::input`.
+    pub(crate) fn pads_pixels(&self) -> bool {
+        pads(&self.pixel_steps)
     }
 
     /// Transforms one sample.
@@ -183,6 +192,10 @@ impl Pipeline {
         let meta = ImageMeta { name, original, input, flipped: geometry.is_mirrored() };
         Ok(Done { image, label: label.or(kept), meta, geometry })
     }
+}
+
+fn pads(steps: &[TransformConfig]) -> bool {
+    steps.iter().any(|step| matches!(step, TransformConfig::Pad { .. }))
 }
 
 /// The image with its shorter side reduced to `short_side` where it is longer.
