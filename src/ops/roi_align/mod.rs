@@ -82,7 +82,7 @@ fn composed(map: &Tensor, rois: &[Roi], options: RoiAlign) -> Result<Tensor> {
         let dense: Vec<f32> = dense.collect();
         Tensor::from_vec(dense, (rois.len(), size, pixels), map.device())?.to_dtype(map.dtype())
     };
-    let mut pooled: Vec<(usize, Tensor)> = Vec::new();
+    let (mut pooled, mut order) = (Vec::new(), Vec::new());
     for image in 0..batch {
         let members: Vec<usize> = (0..rois.len()).filter(|&r| rois[r].image == image).collect();
         let flat = rows.get(image)?.reshape((height, width * channels))?;
@@ -97,14 +97,17 @@ fn composed(map: &Tensor, rois: &[Roi], options: RoiAlign) -> Result<Tensor> {
             // [R, S (columns), S (rows), C] → [R, C, rows, columns]
             let bins = matrix(&part, 0, width)?.matmul(&lines)?;
             let bins = bins.reshape((part.len(), size, size, channels))?.permute((0, 3, 2, 1))?;
-            for (i, &r) in members.iter().enumerate() {
-                pooled.push((r, bins.narrow(0, i, 1)?));
-            }
+            pooled.push(bins);
+            order.extend_from_slice(members);
         }
     }
-    pooled.sort_by_key(|(r, _)| *r);
-    let pooled: Vec<Tensor> = pooled.into_iter().map(|(_, bins)| bins).collect();
-    Tensor::cat(&pooled, 0)?.contiguous()
+    let pooled = Tensor::cat(&pooled, 0)?.contiguous()?;
+    if order.is_sorted() {
+        return Ok(pooled);
+    }
+    let mut places = vec![0u32; order.len()];
+    order.iter().enumerate().for_each(|(place, &r)| places[r] = place as u32);
+    pooled.index_select(&Tensor::new(places, map.device())?, 0)
 }
 
 /// The pyramid level of a box (Lin et al., *Feature Pyramid Networks*, arXiv 1612.03144, Eq. 1):
