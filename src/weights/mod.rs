@@ -82,6 +82,10 @@ impl File {
                 .with_hint("name the file in it, e.g. model.safetensors or pytorch_model.bin"));
         }
         let map = safetensors::map(path)?;
+        // Looked for first: the length that such a file begins with may look like the start of the other formats.
+        if safetensors::has_header(&map) {
+            return Self::read_safetensors(path);
+        }
         if let Some(archive) =
             map.starts_with(b"PK").then(|| ZipArchive::new(Cursor::new(&map[..])))
         {
@@ -101,16 +105,17 @@ impl File {
                 .map_err(|error| damaged(path, "pickle of NumPy arrays", &error))?;
             return Ok(Self::from_torch(path, Format::Pickle, contents));
         }
+        // Cut off within its header; the error says so.
         if map.get(8) == Some(&b'{') {
-            let file = safetensors::File::open(path)?;
-            return Ok(Self::new(
-                path,
-                Format::Safetensors,
-                file.tensors()?,
-                file.metadata().clone(),
-            ));
+            return Self::read_safetensors(path);
         }
         Err(unknown(path, &map))
+    }
+
+    fn read_safetensors(path: &Path) -> Result<Self> {
+        let file = safetensors::File::open(path)?;
+        let metadata = file.metadata().clone();
+        Ok(Self::new(path, Format::Safetensors, file.tensors()?, metadata))
     }
 
     fn read_archive(path: &Path, archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<Self> {

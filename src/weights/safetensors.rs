@@ -47,6 +47,12 @@ impl File {
     }
 }
 
+/// Whether `bytes` begin with the length of a JSON object (64 bits, little endian) and hold all of it.
+pub(crate) fn has_header(bytes: &[u8]) -> bool {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return false };
+    rest.first() == Some(&b'{') && u64::from_le_bytes(*length) <= rest.len() as u64
+}
+
 /// Map `path` into memory, read only.
 pub(crate) fn map(path: &Path) -> Result<memmap2::Mmap> {
     let file = std::fs::File::open(path).map_err(|error| Error::io("read", path, error))?;

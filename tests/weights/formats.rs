@@ -144,3 +144,20 @@ fn what_is_no_checkpoint_is_named_as_what_it_is() {
     }
     assert!(File::read(folder.path()).unwrap_err().to_string().contains("folder"));
 }
+
+#[test]
+fn a_safetensors_file_may_begin_like_another_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let header = r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    // Lengths of the header whose lowest bytes are those of a pickle and of a zip archive ("PK").
+    for length in [0x80, 0x4b50] {
+        let mut bytes = u64::to_le_bytes(length as u64).to_vec();
+        bytes.extend(format!("{header:length$}").into_bytes());
+        bytes.extend(1.5f32.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let file = File::read(&path).unwrap();
+        assert_eq!(file.format, Format::Safetensors);
+        assert_eq!(values(&file.tensors["w"]), [1.5]);
+    }
+}
