@@ -295,6 +295,18 @@ eval: { mode: { slide: { crop: 512, stride: 341 } } }
     }
 
     #[test]
+    fn a_mistyped_override_is_not_thrown_out_by_a_later_one() {
+        for (overrides, wrong) in [
+            (["eval.mode.slide.strid=3", "eval.flip=true"], "strid"),
+            (["dispatch={variant: atention}", "dispatch.target_rate=0.3"], "atention"),
+        ] {
+            let text = message(with(&overrides));
+            let named = format!("in the override `{}`: ", overrides[0]);
+            assert!(text.starts_with(&named) && text.contains(wrong), "{text}");
+        }
+    }
+
+    #[test]
     fn a_difference_names_its_key() -> Result<()> {
         let base = with(&[])?;
         assert_eq!(first_difference(&base, &base)?, None);

@@ -10,7 +10,8 @@ use crate::{Error, Result};
 /// `value` with the `overrides` applied in order, typed.
 ///
 /// Whether a map on the way is an enum is known to the types alone. So where setting a key beside the others is refused, a
-/// one-key map on the way is replaced by the key (`optimizer.sgd.lr=0.1` on `optimizer: { adamw: … }`).
+/// one-key map on the way is replaced by the key (`optimizer.sgd.lr=0.1` on `optimizer: { adamw: … }`). That is not tried
+/// while an earlier override waits to be completed: it would be thrown out with the map.
 ///
 /// # Errors
 /// Names the override that is at fault.
@@ -18,7 +19,11 @@ pub(super) fn apply<C: DeserializeOwned>(mut value: Value, overrides: &[String])
     // The first override after which the value is no longer a config; a later one may complete it.
     let mut pending: Option<(&str, serde_yaml::Error)> = None;
     for text in overrides {
-        let (next, error) = apply_one::<C>(&value, text)?;
+        let change = Change::parse(text)?;
+        let (next, error) = match pending {
+            None => change.apply::<C>(&value)?,
+            Some(_) => change.apply_plainly::<C>(&value)?,
+        };
         value = next;
         pending = match (error, pending.take()) {
             (None, _) => None,
@@ -29,7 +34,7 @@ pub(super) fn apply<C: DeserializeOwned>(mut value: Value, overrides: &[String])
     match pending {
         Some((text, error)) => {
             let (reason, hint) = explain(&error);
-            let error = Error::usage(format!("in the override `{text}`: {reason}"));
+            let error = wrong(text, reason);
             Err(match hint {
                 Some(hint) => error.with_hint(hint),
                 None => error,
@@ -43,29 +48,59 @@ fn typed<C: DeserializeOwned>(value: &Value) -> serde_yaml::Result<C> {
     singleton_map_recursive::deserialize(value.clone())
 }
 
-fn apply_one<C: DeserializeOwned>(
-    value: &Value,
-    text: &str,
-) -> Result<(Value, Option<serde_yaml::Error>)> {
-    let named = |reason: String| Error::usage(format!("in the override `{text}`: {reason}"));
-    let (path, new) =
-        text.split_once('=').ok_or_else(|| named("expected `key.path=value`".into()))?;
-    let new: Value = serde_yaml::from_str(new).map_err(|e| named(e.to_string()))?;
-    let keys: Vec<&str> = path.split('.').collect();
-    if keys.iter().any(|key| key.is_empty()) {
-        return Err(named("a key is empty".into()));
-    }
-    let mut plain = None;
-    // Level 0 replaces nothing; level n replaces the other key of the one-key map in which the n-th key is set.
-    for replace in 0..=keys.len() {
-        let mut candidate = value.clone();
-        set(&mut candidate, &keys, &new, replace).map_err(named)?;
-        match typed::<C>(&candidate) {
-            Ok(_) => return Ok((candidate, None)),
-            Err(error) => plain = plain.or(Some((candidate, Some(error)))),
+/// One override.
+struct Change<'a> {
+    text: &'a str,
+    keys: Vec<&'a str>,
+    new: Value,
+}
+
+/// A changed value, and why it is no config.
+type Changed = (Value, Option<serde_yaml::Error>);
+
+impl<'a> Change<'a> {
+    fn parse(text: &'a str) -> Result<Self> {
+        let (path, new) =
+            text.split_once('=').ok_or_else(|| wrong(text, "expected `key.path=value`"))?;
+        let new = serde_yaml::from_str(new).map_err(|error| wrong(text, error))?;
+        let keys: Vec<&str> = path.split('.').collect();
+        if keys.iter().any(|key| key.is_empty()) {
+            return Err(wrong(text, "a key is empty"));
         }
+        Ok(Self { text, keys, new })
     }
-    plain.ok_or_else(|| named("it changes nothing".into()))
+
+    /// `value` with the key set, if need be in place of the only other key of a map on the way.
+    fn apply<C: DeserializeOwned>(&self, value: &Value) -> Result<Changed> {
+        let plain = self.apply_plainly::<C>(value)?;
+        if plain.1.is_none() {
+            return Ok(plain);
+        }
+        for place in 1..=self.keys.len() {
+            let replaced = self.replacing::<C>(place, value)?;
+            if replaced.1.is_none() {
+                return Ok(replaced);
+            }
+        }
+        Ok(plain)
+    }
+
+    /// `value` with the key set beside all others.
+    fn apply_plainly<C: DeserializeOwned>(&self, value: &Value) -> Result<Changed> {
+        self.replacing::<C>(0, value)
+    }
+
+    /// Place 0 replaces nothing; place n replaces the other key of the one-key map in which the n-th key is set.
+    fn replacing<C: DeserializeOwned>(&self, place: usize, value: &Value) -> Result<Changed> {
+        let mut candidate = value.clone();
+        set(&mut candidate, &self.keys, &self.new, place).map_err(|e| wrong(self.text, e))?;
+        let error = typed::<C>(&candidate).err();
+        Ok((candidate, error))
+    }
+}
+
+fn wrong(text: &str, reason: impl std::fmt::Display) -> Error {
+    Error::usage(format!("in the override `{text}`: {reason}"))
 }
 
 fn set(
