@@ -57,15 +57,22 @@ pub(crate) fn has_extension(path: &Path, known: &[&str]) -> bool {
     extension.is_some_and(|e| known.contains(&e.as_str()))
 }
 
+/// Labels are 16-bit numbers, one of which counts nowhere.
+pub const MAX_CLASSES: usize = 65535;
+
 /// The names of a list, or of a file with one name per line; blank lines and a table's heading are left out.
 ///
 /// ADE20K's `objectInfo150.txt` is read as well: the name is the last of its tab-separated columns.
 ///
 /// # Errors
-/// If the file cannot be read, there is no name, or a name occurs twice.
+/// If the file cannot be read, there is no name, a name occurs twice, or there are more than [`MAX_CLASSES`].
 pub fn class_names(names: &ClassNames) -> Result<Vec<String>> {
+    let too_many = |count: usize| format!("{count} classes are more than {MAX_CLASSES}");
     let (names, source) = match names {
         ClassNames::List(names) => (names.clone(), None),
+        ClassNames::Count(count) if *count > MAX_CLASSES => {
+            return Err(Error::usage(format!("`classes`: {}", too_many(*count))));
+        }
         ClassNames::Count(count) => ((0..*count).map(|class| class.to_string()).collect(), None),
         ClassNames::File(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
@@ -78,6 +85,9 @@ pub fn class_names(names: &ClassNames) -> Result<Vec<String>> {
     };
     if names.is_empty() {
         return Err(fail("there is no class name".into()));
+    }
+    if names.len() > MAX_CLASSES {
+        return Err(fail(too_many(names.len())));
     }
     let mut sorted: Vec<_> = names.iter().collect();
     sorted.sort();
@@ -114,5 +124,12 @@ mod tests {
     fn a_class_that_occurs_twice_is_refused() {
         let error = class_names(&ClassNames::List(vec!["sky".into(), "sky".into()])).unwrap_err();
         assert_eq!(error.to_string(), "`classes`: the class `sky` occurs twice");
+    }
+
+    #[test]
+    fn more_classes_than_labels_are_refused() {
+        assert!(class_names(&ClassNames::Count(MAX_CLASSES)).is_ok());
+        let error = class_names(&ClassNames::Count(usize::MAX)).unwrap_err();
+        assert!(error.to_string().ends_with("classes are more than 65535"), "{error}");
     }
 }

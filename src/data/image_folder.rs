@@ -23,12 +23,21 @@ impl ImageFolder {
     /// Lists the class folders and their images.
     ///
     /// # Errors
-    /// If the folder is missing, a class has no folder or a folder is no class, or there is no image.
+    /// If the folder is missing, a class has no folder or a folder is no class, the name of a folder is no UTF-8, or there is
+    /// no image.
     pub fn new(config: &ImageFolderConfig, pipeline: Pipeline) -> Result<Self> {
         let files = files::list_images(&config.root)?;
-        let folder_of = |path: &PathBuf| {
-            Some(path.iter().next()?.to_str()?.to_owned()).filter(|_| path.iter().count() > 1)
+        let top = |path: &PathBuf| {
+            path.iter().next().filter(|_| path.iter().count() > 1).map(PathBuf::from)
         };
+        if let Some(folder) = files.iter().filter_map(top).find(|top| top.to_str().is_none()) {
+            return Err(Error::file(
+                config.root.join(folder),
+                "the name of this folder is no UTF-8",
+            )
+            .with_hint("rename it: the folder's name is the name of its class"));
+        }
+        let folder_of = |path: &PathBuf| Some(top(path)?.to_str()?.to_owned());
         let mut found: Vec<String> = files.iter().filter_map(folder_of).collect();
         found.sort();
         found.dedup();

@@ -1,6 +1,6 @@
 //! Images beside PNG label maps of the same names: ADE20K, COCO-Stuff, CamVid, or a pair of folders of one's own.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::transforms::{Frame, Pipeline};
@@ -26,8 +26,8 @@ impl MaskFolder {
     /// Lists the images and finds their labels.
     ///
     /// # Errors
-    /// If a folder is missing, there is no image, an image has no label (unless broken samples are skipped), or the
-    /// label rules contradict the classes.
+    /// If a folder is missing, there is no image, an image has no label (unless broken samples are skipped) or one that is
+    /// another's or itself, or the label rules contradict the classes.
     pub fn new(config: &MaskFolderConfig, pipeline: Pipeline) -> Result<Self> {
         let classes = files::class_names(&config.classes)?;
         let rule = LabelRule::new(config, &classes)?;
@@ -40,6 +40,7 @@ impl MaskFolder {
                 (image, label)
             })
             .collect();
+        check_own_labels(config, &pairs)?;
         let missing: Vec<_> = pairs.iter().filter(|(_, label)| !present.contains(label)).collect();
         if let (Some((image, label)), OnError::Stop) = (missing.first(), config.on_error) {
             return Err(missing_label(config, image, label, missing.len(), pairs.len(), &present));
@@ -102,6 +103,30 @@ fn label_name(image: &Path, suffix: &str) -> PathBuf {
     let mut name = image.file_stem().unwrap_or_default().to_os_string();
     name.push(suffix);
     image.with_file_name(name)
+}
+
+/// Every image has a label of its own, which is no image.
+fn check_own_labels(config: &MaskFolderConfig, pairs: &[(PathBuf, PathBuf)]) -> Result<()> {
+    let wrong = |image: &Path, reason: String| {
+        Err(Error::file(config.images.join(image), reason).with_hint(
+            "put images and labels in separate folders, or tell them apart by `label_suffix`",
+        ))
+    };
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
+    let (images, labels) = (real(&config.images)?, real(&config.labels)?);
+    let mut image_of = HashMap::new();
+    for (image, label) in pairs {
+        let path = config.labels.join(label);
+        if images.join(image) == labels.join(label) {
+            return wrong(image, format!("its label is the same file, `{}`", path.display()));
+        }
+        if let Some(other) = image_of.insert(label, image) {
+            let other = config.images.join(other);
+            let (other, path) = (other.display(), path.display());
+            return wrong(image, format!("its label `{path}` is that of `{other}` too"));
+        }
+    }
+    Ok(())
 }
 
 fn missing_label(
@@ -169,14 +194,20 @@ impl LabelRule {
     /// The rule of `config` for labels of these classes.
     ///
     /// # Errors
-    /// If the ignore index is a class, or a mapped value is neither a class nor the ignore index.
+    /// If the ignore index is a class or the label of one, or a mapped value is neither a class nor the ignore index.
     pub fn new(config: &MaskFolderConfig, classes: &[String]) -> Result<Self> {
         let ignore = config.ignore_index;
-        if let Some(name) = classes.get(ignore as usize) {
-            return Err(Error::usage(format!(
-                "`ignore_index` {ignore} is also the number of class `{name}`"
-            ))
-            .with_hint(format!("choose a value from {} to 65535", classes.len())));
+        // Reduced labels count from 1.
+        let free = classes.len() + usize::from(config.reduce_zero_label);
+        let taken = match classes.get(ignore as usize) {
+            Some(name) => Some(("number", name)),
+            None => classes.last().filter(|_| (ignore as usize) < free).map(|last| ("label", last)),
+        };
+        if let Some((what, name)) = taken {
+            let reason = format!("`ignore_index` {ignore} is also the {what} of class `{name}`");
+            return Err(
+                Error::usage(reason).with_hint(format!("choose a value from {free} to 65535"))
+            );
         }
         let Ok(ignore) = u16::try_from(ignore) else {
             return Err(Error::usage(format!(
@@ -298,6 +329,14 @@ mod tests {
         let error = LabelRule::new(&MaskFolderConfig { ignore_index: 2, ..config() }, &classes(3))
             .unwrap_err();
         assert!(error.to_string().contains("also the number of class `class 2`"), "{error}");
+        let reduced = |ignore_index| {
+            let config = MaskFolderConfig { ignore_index, reduce_zero_label: true, ..config() };
+            LabelRule::new(&config, &classes(3))
+        };
+        let error = reduced(3).unwrap_err();
+        assert!(error.to_string().contains("also the label of class `class 2`"), "{error}");
+        assert_eq!(error.hint(), Some("choose a value from 4 to 65535"));
+        assert!(reduced(4).is_ok());
         let label_map = [(11, 25)].into();
         let error =
             LabelRule::new(&MaskFolderConfig { label_map, ..config() }, &classes(3)).unwrap_err();

@@ -26,7 +26,7 @@ use ndarray::{Array2, Array3};
 
 pub use cifar::Cifar;
 pub use combine::{Concat, Repeat, same_classes};
-pub use files::{class_names, list_images};
+pub use files::{MAX_CLASSES, class_names, list_images};
 pub use image_folder::ImageFolder;
 pub use image_io::{decode_image, read_image};
 pub use image_list::ImageList;

@@ -116,6 +116,18 @@ fn predictions_that_do_not_fit_are_refused_with_their_name() {
     assert!(missing.contains("none: no such folder"), "{missing}");
 }
 
+#[test]
+fn numbers_of_classes_and_ignored_labels_that_cannot_be_are_refused() {
+    let folder = folders(&fixture("miou/case1"));
+    let complaint = |options: &[&str]| stderr(score(folder.path(), options).code(1));
+    let many = complaint(&["--num-classes", "65536"]);
+    assert!(many.contains("`--num-classes` is 65536") && many.contains("at most 65535"), "{many}");
+    let reduced = ["--num-classes", "6", "--reduce-zero-label", "--ignore-index", "6"];
+    let last = complaint(&reduced);
+    assert!(last.contains("`ignore_index` 6 is also the label of class `5`"), "{last}");
+    assert!(last.contains("choose a value from 7 to 65535"), "{last}");
+}
+
 /// The bytes of every file below a folder, by relative name.
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();

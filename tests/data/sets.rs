@@ -94,6 +94,21 @@ fn missing_files_and_folders_are_named_with_the_cure() {
 }
 
 #[test]
+fn an_image_and_its_label_are_two_files() {
+    let folder = masks();
+    let same = MaskFolderConfig { labels: folder.path().join("images"), ..config(folder.path()) };
+    let message = refused(data::segmentation(&split(same)));
+    assert!(message.contains("images/a.png: its label is the same file"), "{message}");
+    assert!(message.contains("`label_suffix`"), "{message}");
+    let images = folder.path().join("images");
+    std::fs::copy(images.join("a.png"), images.join("a.jpg")).unwrap();
+    let message = refused(data::segmentation(&split(config(folder.path()))));
+    assert!(message.contains("images/a.png: its label `"), "{message}");
+    assert!(message.contains("labels/a.png` is that of `"), "{message}");
+    assert!(message.contains("images/a.jpg` too"), "{message}");
+}
+
+#[test]
 fn a_label_that_does_not_fit_is_named_with_the_cure() {
     let folder = masks();
     let path = folder.path().join("labels/b.png");
@@ -229,4 +244,12 @@ fn class_folders_must_be_the_classes() {
     );
     assert!(refused(open(Some(&["dog", "cat", "cow"]))).contains("class `cow` has no folder"));
     assert!(refused(open(Some(&["dog"]))).contains("none of the classes"));
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let latin = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        std::fs::create_dir(&latin).unwrap();
+        RgbImage::new(5, 5).save_with_format(latin.join("1.png"), image::ImageFormat::Png).unwrap();
+        assert!(refused(open(None)).contains("the name of this folder is no UTF-8"));
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rescatter::config::{ClassNames, MaskFolderConfig, OnError};
-use rescatter::data::{LabelMap, LabelRule, list_images, read_label};
+use rescatter::data::{LabelMap, LabelRule, MAX_CLASSES, list_images, read_label};
 use rescatter::metrics::{ConfusionMatrix, SegmentationScores};
 use rescatter::{Error, Result};
 
@@ -71,6 +71,12 @@ fn score(args: &MiouArgs) -> Result<SegmentationScores> {
     if args.num_classes == 0 {
         return Err(Error::usage("`--num-classes` is 0")
             .with_hint("give the number of classes, without the ignored label"));
+    }
+    if args.num_classes > MAX_CLASSES {
+        let reason = format!("`--num-classes` is {}", args.num_classes);
+        return Err(Error::usage(reason).with_hint(format!(
+            "labels are 16-bit numbers: there are at most {MAX_CLASSES} classes"
+        )));
     }
     let names = paired_names(&args.labels, &args.predictions)?;
     let rule = rule(args)?;
