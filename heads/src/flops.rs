@@ -44,7 +44,8 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
         HeadConfig::Classifier(_) => same(&mut count, "classifier", dims.dim * pass.classes),
         HeadConfig::TemporalQuery(_) => {
             // Keys and values of every token; the one query, its mixing and its projection.
-            let (keys, dim) = (patches + frames * dims.prefix(), dims.dim);
+            let prefix = dims.prefix() + config.tuning.prompts();
+            let (keys, dim) = (patches + frames * prefix, dims.dim);
             let macs = 2 * keys * dim * dim + 2 * keys * dim + 2 * dim * dim;
             same(&mut count, "query over all frames", macs + dim * pass.classes);
         }
@@ -152,6 +153,21 @@ mod tests {
     fn gmacs(config: &Config, kept: f64) -> f64 {
         let pass = Pass { size: (512, 512), kept: &[kept], classes: 150 };
         count(config, pass).unwrap().nominal_gmacs()
+    }
+
+    #[test]
+    fn the_query_reads_prompts() {
+        let query = |overrides: &[&str]| {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/ssv2_vit_b16_dyt.yaml");
+            let overrides: Vec<String> = overrides.iter().map(|&o| o.into()).collect();
+            let config = rescatter::config::load::load(path.as_ref(), &overrides).unwrap();
+            let pass = Pass { size: (224, 224), kept: &[0.5], classes: 174 };
+            let parts = count(&config, pass).unwrap().parts;
+            parts.into_iter().find(|part| part.name == "query over all frames").unwrap().nominal
+        };
+        // 5 prompts in each of 8 frames are keys and values, 2 · 768², and are asked and mixed, 2 · 768.
+        let more = query(&["tuning.vpt={tokens: 5}"]) - query(&[]);
+        assert_eq!(more, 40.0 * 2.0 * 768.0 * 769.0);
     }
 
     #[test]

@@ -10,14 +10,14 @@ use crate::{Config, Trained};
 pub enum Use {
     /// Patches pass it.
     Patches,
-    /// Class and register tokens alone pass it, but what they become is read: by later blocks or the head.
+    /// Class, register and prompt tokens alone pass it, but what they become is read: by later blocks or the head.
     Prefix,
     /// No output depends on it.
     None,
 }
 
 /// The use of every dispatcher's part of a block, where `kept` are the shares of the patches that pass it; a share of up to
-/// `tolerance` counts as none. Class and register tokens always pass: without patches, they make a difference in all blocks
+/// `tolerance` counts as none. Class, register and prompt tokens always pass: without patches, they make a difference in all blocks
 /// but the last, and there if the head reads them.
 ///
 /// # Errors
@@ -25,8 +25,9 @@ pub enum Use {
 pub fn uses(config: &Config, kept: &[f64], tolerance: f64) -> Result<Vec<Use>> {
     let dims = Dims::new(&config.backbone)?;
     let sites = config.dispatch.variant.dispatched().len().max(1);
+    let prefix = dims.prefix() + config.tuning.prompts();
     let prefix_is_read =
-        |block: usize| dims.prefix() > 0 && (block + 1 < dims.depth || config.head.reads_prefix());
+        |block: usize| prefix > 0 && (block + 1 < dims.depth || config.head.reads_prefix());
     let usage = |(number, share): (usize, &f64)| match (*share <= tolerance, number / sites) {
         (false, _) => Use::Patches,
         (true, block) if prefix_is_read(block) => Use::Prefix,
@@ -76,6 +77,9 @@ mod tests {
         assert_eq!(found(&segments, 0.01), [Use::Patches, Use::Prefix, Use::Prefix, Use::None]);
         let patches = config("ade20k_upernet_vit_b16_dyt", &["backbone.cls_token=false"]);
         assert_eq!(found(&patches, 0.0), [Use::Patches, Use::None, Use::Patches, Use::None]);
+        let prompts = ["backbone.cls_token=false", "tuning.vpt={tokens: 2}"];
+        let prompted = config("ade20k_upernet_vit_b16_dyt", &prompts);
+        assert_eq!(found(&prompted, 0.0), [Use::Patches, Use::Prefix, Use::Patches, Use::None]);
         let head = ["task=classification", "head={classifier: {pool: cls}}"];
         let classifies = config("ade20k_upernet_vit_b16_dyt", &head);
         assert_eq!(found(&classifies, 0.0)[3], Use::Prefix);

@@ -101,7 +101,7 @@ impl Vit {
                 norm: layer_norm(dims.dim, &roles.norm().pp("norm"))?,
                 added,
             }),
-            prefix: dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens),
+            prefix: dims.prefix() + tuning.prompts(),
             thresholds: RwLock::new(None),
             checkpoint_blocks: None,
             dims,

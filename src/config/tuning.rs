@@ -26,6 +26,13 @@ pub struct TuningConfig {
     pub st_adapter: Option<StAdapterConfig>,
 }
 
+impl TuningConfig {
+    /// Learned tokens that pass a block beside those of the image.
+    pub fn prompts(&self) -> usize {
+        self.vpt.map_or(0, |vpt| vpt.tokens)
+    }
+}
+
 /// ST-Adapter (Pan et al., arXiv 2206.13559): A(x) = Up(ReLU(Conv(Down(x)))), the convolution depthwise over frames, rows
 /// and columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -65,7 +65,7 @@ pub fn backbone(
 ) -> FlopCount {
     let grid = dims.padded_grid(size);
     let patches = (grid.0 * grid.1) as f64;
-    let first = dims.prefix() + tuning.vpt.map_or(0, |vpt| vpt.tokens);
+    let first = dims.prefix() + tuning.prompts();
     let (prefix, tokens) = (first as f64, patches + first as f64);
     let (dim, hidden) = (dims.dim as f64, dims.hidden as f64);
     let counts = token_counts(dims, dispatch, (first, grid));
@@ -77,7 +77,7 @@ pub fn backbone(
         Passing::Nobody => 0.0,
         Passing::Share(share) => prefix + share * (coming(&counts, block, half) - prefix),
     };
-    attention(&mut count, dims, grid, |block| active(block, Site::Attention) / tokens);
+    attention(&mut count, dims, (first, grid), |block| active(block, Site::Attention) / tokens);
     let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
     let over = |sites: &[Site], value: &dyn Fn(usize, Site) -> f64| -> f64 {
         let blocks = 0..dims.depth;
@@ -169,15 +169,16 @@ fn share(dispatch: &DispatchConfig, kept: &[f64], (block, half): (usize, Site)) 
     Passing::Share(kept.get(number).or(kept.last()).copied().unwrap_or(1.0))
 }
 
-/// Appends the attention of all blocks; `active(block)` is the share of tokens that are asked and ask. In windows the
-/// reference also computes the padding's queries and projections; here padding is only a key.
+/// Appends the attention of all blocks to `prefix` tokens and the patches on `grid`; `active(block)` is the share of tokens
+/// that are asked and ask. In windows the reference also computes the padding's queries and projections; here padding is
+/// only a key.
 fn attention(
     count: &mut FlopCount,
     dims: &Dims,
-    grid: (usize, usize),
+    (prefix, grid): (usize, (usize, usize)),
     active: impl Fn(usize) -> f64,
 ) {
-    let (dim, tokens) = (dims.dim as f64, (grid.0 * grid.1 + dims.prefix()) as f64);
+    let (dim, tokens) = (dims.dim as f64, (grid.0 * grid.1 + prefix) as f64);
     let [mut projections, mut scores, mut positions] = [(0.0, 0.0); 3];
     let add = |part: &mut (f64, f64), nominal: f64, executed: f64| {
         *part = (part.0 + nominal, part.1 + executed);
@@ -211,7 +212,7 @@ fn attention(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BackboneConfig, RelPosConfig, WindowConfig, WindowPadding};
+    use crate::config::{BackboneConfig, RelPosConfig, VptConfig, WindowConfig, WindowPadding};
 
     /// One block in windows and one that sees the whole image; two channels, patches of one pixel.
     fn dims(padding: WindowPadding, rel_pos: Option<RelPosConfig>) -> Dims {
@@ -258,6 +259,17 @@ mod tests {
         assert_eq!(part(&images, "patch embedding"), (16.0 * 6.0, 16.0 * 6.0));
         assert_eq!(part(&images, "attention projections"), (16.0 * 32.0, 16.0 * 32.0));
         assert_eq!(part(&images, "mlp"), (2.0 * 16.0 * 8.0, 2.0 * 16.0 * 8.0));
+    }
+
+    #[test]
+    fn prompts_are_asked_and_ask() {
+        let dims = Dims { window: None, cls_tokens: 1, ..dims(WindowPadding::Tokens, None) };
+        let vpt = Some(VptConfig { tokens: 3, deep: true });
+        let tuning = TuningConfig { vpt, ..TuningConfig::default() };
+        let count = backbone(&dims, &DispatchConfig::default(), &tuning, (3, 4), &[]);
+        let macs: Vec<f64> = count.parts[1..].iter().map(|part| part.executed).collect();
+        // Two blocks of 16 tokens, 12 of them patches: projections 4 · 2², pairs 2 · 2, MLP 2 · 2 · 2.
+        assert_eq!(macs, [2.0 * 16.0 * 16.0, 2.0 * 256.0 * 4.0, 2.0 * 16.0 * 8.0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use rescatter::Error;
-use rescatter::config::{DispatchConfig, TuningConfig, Variant};
+use rescatter::config::{DispatchConfig, TuningConfig};
 use rescatter::engine::Run;
 use rescatter::model::TrainedParts;
 use rescatter_heads::flops::{Pass, count};
@@ -63,12 +63,7 @@ impl Measured {
         let shares = if layers.is_empty() { &[kept][..] } else { &layers };
         let pass = Pass { size, kept: shares, classes: task::class_names(config)?.len() };
         let macs = count(config, pass)?;
-        let dense = Config {
-            dispatch: DispatchConfig { variant: Variant::None, ..config.dispatch.clone() },
-            tuning: TuningConfig::default(),
-            ..config.clone()
-        };
-        let dense = count(&dense, Pass { kept: &[1.0], ..pass })?;
+        let dense = count(&plain(config), Pass { kept: &[1.0], ..pass })?;
         let trained = TrainedParts::deserialize(&results["trained"])
             .map_err(|e| Error::file(&path, format!("`trained`: {e}")))?;
         Ok(Self {
@@ -88,6 +83,15 @@ impl Measured {
     }
 }
 
+/// The same head on a model that neither leaves out nor merges tokens, and to which nothing was added.
+fn plain(config: &Config) -> Config {
+    Config {
+        dispatch: DispatchConfig::default(),
+        tuning: TuningConfig::default(),
+        ..config.clone()
+    }
+}
+
 impl Figures {
     /// The mean, number by number; `None` of nothing.
     pub(super) fn mean(all: &[Self]) -> Option<Self> {
@@ -103,5 +107,26 @@ impl Figures {
             seconds_per_step: mean(|f| f.seconds_per_step),
             seconds_per_image: mean(|f| f.seconds_per_image),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_model_is_the_same_for_all_methods() {
+        let gmacs = |overrides: &[&str]| {
+            let path =
+                concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/cifar10_1k_vit_s14_dyt.yaml");
+            let overrides: Vec<String> = overrides.iter().map(|&o| o.into()).collect();
+            let config = rescatter::config::load::load(path.as_ref(), &overrides).unwrap();
+            let pass = Pass { size: (112, 112), kept: &[1.0], classes: 10 };
+            count(&plain(&config), pass).unwrap().nominal_gmacs()
+        };
+        let dense = gmacs(&["dispatch={}", "tuning={}"]);
+        for method in ["dispatch.tome={r: 8}", "dispatch.variant=layer", "tuning.vpt={tokens: 5}"] {
+            assert_eq!(gmacs(&[method]), dense, "{method}");
+        }
     }
 }
