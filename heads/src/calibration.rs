@@ -71,25 +71,44 @@ fn calibrated(vit: &Vit, images: &[Tensor], share: f64) -> candle_core::Result<V
 /// # Errors
 /// If the set or an image cannot be read.
 pub fn images(config: &Config, device: &Device) -> Result<Vec<Tensor>> {
-    let split = training_as_evaluated(config);
+    let count = if config.task == Task::Video { CLIPS } else { IMAGES };
+    some(count, config, device)
+}
+
+/// Refuses a config whose calibration would fail, before its training: the set is opened and its first sample read.
+///
+/// # Errors
+/// As [`budgets`].
+pub fn check(model: &TaskModel, config: &Config) -> Result<()> {
+    if model.backbone().dispatchers() > 0 {
+        some(1, config, &Device::Cpu)?;
+    }
+    Ok(())
+}
+
+fn some(count: usize, config: &Config, device: &Device) -> Result<Vec<Tensor>> {
+    let split = training_as_evaluated(config)?;
     match config.task {
         Task::Segmentation => {
-            spread(data::segmentation_for_evaluation(&split)?.as_ref(), IMAGES, config, device)
+            spread(data::segmentation_for_evaluation(&split)?.as_ref(), count, config, device)
         }
-        Task::Detection => spread(data::detection(&split)?.as_ref(), IMAGES, config, device),
+        Task::Detection => spread(data::detection(&split)?.as_ref(), count, config, device),
         Task::Classification => {
-            spread(data::classification(&split)?.as_ref(), IMAGES, config, device)
+            spread(data::classification(&split)?.as_ref(), count, config, device)
         }
-        Task::Video => spread(data::video(&split)?.as_ref(), CLIPS, config, device),
+        Task::Video => spread(data::video(&split)?.as_ref(), count, config, device),
     }
 }
 
 /// The training set with the transforms of the validation set.
-pub fn training_as_evaluated(config: &Config) -> SplitConfig {
-    SplitConfig {
-        transforms: config.data.val.transforms.clone(),
+///
+/// # Errors
+/// If parts of the validation set have different transforms.
+pub fn training_as_evaluated(config: &Config) -> Result<SplitConfig> {
+    Ok(SplitConfig {
+        transforms: config.data.val.common_transforms("data.val")?.to_vec(),
         ..without_transforms(&config.data.train)
-    }
+    })
 }
 
 fn without_transforms(split: &SplitConfig) -> SplitConfig {

@@ -42,7 +42,7 @@ pub struct Classified {
     /// One per class; they add up to 1.
     pub probabilities: Vec<f32>,
     /// How many layers worked on the patch of every pixel, 0 where the transforms cut the image; nothing for a model without
-    /// dispatchers.
+    /// dispatchers, or that merges tokens.
     pub token_map: Option<Array2<f32>>,
     /// Share of the tokens that were worked on, overall and per layer.
     pub kept: Kept,
@@ -74,7 +74,8 @@ impl ClassPredictor {
         let TaskModel::Classification(model) = model else {
             return Err(Error::usage("the model does not classify images"));
         };
-        let pipeline = Pipeline::new(&config.data.val.transforms, Labels::OfTheWhole)?;
+        let transforms = config.data.val.common_transforms("data.val")?;
+        let pipeline = Pipeline::new(transforms, Labels::OfTheWhole)?;
         Ok(Self { model, classes, pipeline })
     }
 

@@ -1,7 +1,9 @@
 //! Image classification: one linear layer on the class token or on the mean of the patch tokens.
 
 use candle_core::{Result, Tensor, bail};
+use rescatter::Error;
 use rescatter::backbone::Features;
+use rescatter::config::BackboneConfig;
 use rescatter::data::ClassTarget;
 use rescatter::head::{FeatureSpec, Head, ImageMeta, Losses, StepContext, Term};
 use rescatter::ops;
@@ -16,6 +18,22 @@ pub struct ClassifierConfig {
     pub pool: Pool,
     /// ε of label smoothing (Szegedy et al., arXiv 1512.00567 §7): every class gets ε / K, the own one the rest.
     pub label_smoothing: f32,
+}
+
+impl ClassifierConfig {
+    /// Whether the tokens of `backbone` are those that stand for the image.
+    ///
+    /// # Errors
+    /// If it has no class token, and one is wanted.
+    pub fn check(&self, backbone: &BackboneConfig) -> rescatter::Result<()> {
+        if self.pool == Pool::Cls && !backbone.cls_token {
+            return Err(Error::usage(
+                "`head.classifier.pool: cls` reads the class token, but `backbone.cls_token` is false",
+            )
+            .with_hint("set `head.classifier.pool: mean` or `backbone.cls_token: true`"));
+        }
+        Ok(())
+    }
 }
 
 /// Which token stands for the image.

@@ -117,7 +117,8 @@ impl Predictor {
     }
 
     fn of(config: &Config, model: Model<SegmentationHead>, classes: Vec<String>) -> Result<Self> {
-        let pipeline = Pipeline::new(&config.data.val.transforms, Labels::AsOnDisk)?;
+        let transforms = config.data.val.common_transforms("data.val")?;
+        let pipeline = Pipeline::new(transforms, Labels::AsOnDisk)?;
         Ok(Self { model, classes, eval: config.eval.clone(), pipeline })
     }
 

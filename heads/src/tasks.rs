@@ -50,13 +50,16 @@ impl TasksPredictor {
     /// Of a model that was opened before. Every task gets the image as the last task's validation set has it.
     ///
     /// # Errors
-    /// If its last task is not a classification.
+    /// If its last task is not a classification, or that set cuts images of which an earlier task names every pixel.
     pub fn new(trained: Trained) -> Result<Self> {
         let Trained { config, model, classes, earlier, .. } = trained;
         let TaskModel::Classification(model) = model else {
             return Err(Error::usage("the model does not classify"));
         };
-        let pipeline = Pipeline::new(&config.data.val.transforms, Labels::AsOnDisk)?;
+        let transforms = config.data.val.common_transforms("data.val")?;
+        let dense = earlier.iter().any(|task| matches!(task.head, AnyHead::Segmentation(_)));
+        let labels = if dense { Labels::AsOnDisk } else { Labels::OfTheWhole };
+        let pipeline = Pipeline::new(transforms, labels)?;
         Ok(Self { model, classes, earlier, pipeline })
     }
 
@@ -93,4 +96,32 @@ impl TasksPredictor {
 fn classification(head: &ClassifierHead, features: &Features) -> Result<Answer> {
     let (logits, probabilities) = head.answer(features)?;
     Ok(Answer::Classification { logits, probabilities })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use rescatter::config::load;
+
+    use super::*;
+    use crate::Config;
+
+    #[test]
+    fn classifiers_take_the_middle_of_an_image() {
+        let text = "
+task: classification
+backbone: { embed_dim: 16, depth: 1, num_heads: 2, patch_size: 8, pos_embed_grid: [4, 4] }
+head: { classifier: {} }
+data:
+  train: { image_folder: { root: none }, transforms: [{ normalize: {} }] }
+  val: { image_folder: { root: none }, transforms: [{ center_crop: { size: [32, 32] } }, { normalize: {} }] }
+train: { iterations: 1, batch_size: 1 }
+";
+        let config: Config = load::parse(text, "a.yaml".as_ref(), &[]).unwrap();
+        let model = TaskModel::new(&config, 2, &Device::Cpu).unwrap();
+        let classes = vec!["a".into(), "b".into()];
+        let trained = Trained { config, model, classes, earlier: Vec::new(), step: 0 };
+        let answers = TasksPredictor::new(trained).unwrap().predict(&RgbImage::new(40, 36));
+        assert_eq!(answers.unwrap().len(), 1);
+    }
 }

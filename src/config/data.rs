@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{TransformConfig, VtabTask};
+use crate::{Error, Result};
 
 /// Both splits and the loader.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +92,28 @@ impl SplitConfig {
     /// Frames per sample: 1 for images.
     pub fn frames(&self) -> usize {
         self.clips().map_or(1, |list| list.frames)
+    }
+
+    /// What all samples of the split go through: its own transforms, or else those of its parts. `key` is the split's, for
+    /// messages.
+    ///
+    /// # Errors
+    /// If two parts have different transforms.
+    pub fn common_transforms(&self, key: &str) -> Result<&[TransformConfig]> {
+        let parts = self.concat.as_deref().unwrap_or_default();
+        if parts.is_empty() || !self.transforms.is_empty() {
+            return Ok(&self.transforms);
+        }
+        let of_part = |i: usize| parts[i].common_transforms(&format!("{key}.concat.{i}"));
+        let first = of_part(0)?;
+        for i in 1..parts.len() {
+            if of_part(i)? != first {
+                let what = format!("`{key}.concat.{i}.transforms` differ from those of part 0");
+                let cure = format!("give the transforms of all parts once, as `{key}.transforms`");
+                return Err(Error::usage(what).with_hint(cure));
+            }
+        }
+        Ok(first)
     }
 }
 
@@ -328,4 +351,30 @@ fn default_label_suffix() -> String {
 }
 fn default_ignore_index() -> u32 {
     255
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(transforms: &[TransformConfig]) -> SplitConfig {
+        SplitConfig { transforms: transforms.to_vec(), ..SplitConfig::default() }
+    }
+
+    #[test]
+    fn parts_have_common_transforms_or_are_named() {
+        let crop = TransformConfig::CenterCrop { size: [4, 4] };
+        let pad = TransformConfig::Pad { size: [8, 8] };
+        let both = |parts: [&[TransformConfig]; 2]| SplitConfig {
+            concat: Some(parts.map(part).to_vec()),
+            ..SplitConfig::default()
+        };
+        let crops = std::slice::from_ref(&crop);
+        assert_eq!(part(crops).common_transforms("data.val").unwrap(), crops);
+        assert_eq!(both([crops, crops]).common_transforms("data.val").unwrap(), crops);
+        let outer = SplitConfig { transforms: vec![pad.clone()], ..both([&[], &[]]) };
+        assert_eq!(outer.common_transforms("data.val").unwrap(), std::slice::from_ref(&pad));
+        let error = both([crops, &[pad]]).common_transforms("data.val").unwrap_err();
+        assert!(error.to_string().starts_with("`data.val.concat.1.transforms` differ"), "{error}");
+    }
 }

@@ -204,8 +204,17 @@ pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
 
 /// Norms, biases, LayerScale, embeddings and learned tokens are not pulled towards zero.
 fn decays(name: &str, rank: usize) -> bool {
-    const EXEMPT: [&str; 6] =
-        ["bias", "shift_bias", "pos_embed", "cls_token", "reg_token", "dist_token"];
+    const EXEMPT: [&str; 9] = [
+        "bias",
+        "shift_bias",
+        "pos_embed",
+        "frame_embed",
+        "cell_embed",
+        "cls_token",
+        "reg_token",
+        "dist_token",
+        "query_token",
+    ];
     let last = name.rsplit('.').next().unwrap_or(name);
     let tokens = ["prompts.", "memory.", "task_cls."].iter().any(|part| name.contains(part));
     rank > 1 && !tokens && !EXEMPT.contains(&last)
@@ -249,6 +258,10 @@ mod tests {
         backbone.frozen().pp("blocks.2.norm1").param("weight", 4, Init::Const(1.0))?;
         root.pp("decode_head.conv_seg").param("weight", (3, 4), Init::Normal(0.1))?;
         root.pp("decode_head.conv_seg").param("bias", 3, Init::Const(0.0))?;
+        let clips = root.pp("temporal_head");
+        clips.param("query_token", (1, 1, 4), Init::Normal(0.1))?;
+        clips.param("frame_embed", (1, 2, 1, 4), Init::Normal(0.1))?;
+        clips.param("cell_embed", (1, 1, 2, 4), Init::Normal(0.1))?;
         Ok(store)
     }
 
@@ -274,6 +287,9 @@ mod tests {
             ("backbone.fpn1.0.weight", (1.0, 0.1)),
             ("decode_head.conv_seg.weight", (10.0, 0.1)),
             ("decode_head.conv_seg.bias", (10.0, 0.0)),
+            ("temporal_head.query_token", (10.0, 0.0)),
+            ("temporal_head.frame_embed", (10.0, 0.0)),
+            ("temporal_head.cell_embed", (10.0, 0.0)),
         ];
         assert_eq!(found, expected.into());
         Ok(())

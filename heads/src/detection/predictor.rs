@@ -66,7 +66,8 @@ impl DetectionPredictor {
             return Err(Error::usage("the model does not detect objects"));
         };
         Detector::new(&model, &config.eval)?;
-        let pipeline = Pipeline::new(&config.data.val.transforms, Labels::AsOnDisk)?;
+        let transforms = config.data.val.common_transforms("data.val")?;
+        let pipeline = Pipeline::new(transforms, Labels::AsOnDisk)?;
         Ok(Self { model, classes, eval: config.eval, pipeline })
     }
 

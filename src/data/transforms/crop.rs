@@ -27,12 +27,14 @@ pub(super) fn random(frame: &mut Frame, size: [usize; 2], cat_max_ratio: f64, st
     cut(frame, window);
 }
 
-/// The middle, or where the frame says.
+/// The middle; along the longer side, where the frame says.
 pub(super) fn center(frame: &mut Frame, size: [usize; 2]) {
     let (height, width) = frame.size();
     let (h, w) = (size[0].min(height), size[1].min(width));
-    let place = |slack: usize| (slack as f64 * frame.crop_place) as usize;
-    cut(frame, [place(height - h), place(width - w), h, w]);
+    let (down, right) =
+        if height > width { (frame.crop_place, 0.5) } else { (0.5, frame.crop_place) };
+    let place = |slack: usize, share: f64| (slack as f64 * share) as usize;
+    cut(frame, [place(height - h, down), place(width - w, right), h, w]);
 }
 
 fn draw((height, width): (usize, usize), size: [usize; 2], stream: &mut Stream) -> Window {

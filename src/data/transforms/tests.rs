@@ -130,3 +130,15 @@ fn the_middle_is_cut_out() {
     // (58 − 48) / 2 = 5 rows above, (61 − 40) / 2 = 10 columns left.
     assert_eq!((done.image[(1, 0, 0)], done.image[(2, 0, 0)]), (5.0, 10.0));
 }
+
+#[test]
+fn another_place_moves_the_crop_along_the_longer_side_alone() {
+    let cropped = |height, width, place| {
+        let frame = frame(height, width, 7).with_crop_place(place);
+        let done = run(&[TransformConfig::CenterCrop { size: [48, 40] }], frame, 0);
+        (done.image[(1, 0, 0)].round(), done.image[(2, 0, 0)].round())
+    };
+    // Of a wide image, 5 of 10 rows above and 0 or 21 columns left; of a tall one, 0 or 13 rows above and 9 of 18 columns left.
+    assert_eq!((cropped(58, 61, 0.0), cropped(58, 61, 1.0)), ((5.0, 0.0), (5.0, 21.0)));
+    assert_eq!((cropped(61, 58, 0.0), cropped(61, 58, 1.0)), ((0.0, 9.0), (13.0, 9.0)));
+}

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use rescatter::config::SplitConfig;
 use rescatter::engine::checkpoint::export;
 use rescatter::world::World;
 use rescatter::{Error, Result};
@@ -60,7 +59,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if trained.model.backbone().dispatchers() == 0 {
         return Err(Error::usage("the model has no learned dispatchers: all of it is always used"));
     }
-    let config = looked_at(&trained.config, args.images);
+    let config = looked_at(&trained.config, args.images)?;
     let kept = trained
         .model
         .evaluate(&config, &trained.classes, World::SINGLE, &|_, _| {})?
@@ -88,13 +87,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 /// The config whose validation images decide.
-fn looked_at(config: &Config, images: Images) -> Config {
+fn looked_at(config: &Config, images: Images) -> Result<Config> {
     let mut config = config.clone();
     if let Images::Train = images {
-        let val: SplitConfig = calibration::training_as_evaluated(&config);
-        config.data.val = val;
+        config.data.val = calibration::training_as_evaluated(&config)?;
     }
-    config
+    Ok(config)
 }
 
 /// What to call the parts of blocks that the dispatchers decide about.
