@@ -34,6 +34,19 @@ pub fn atomic_write_with(
     result.map_err(|error| write_error(path, error))
 }
 
+/// Finds out whether [`atomic_write`] could replace `path`, which stays as it is.
+///
+/// # Errors
+/// If it is a folder, or its folder is missing or cannot be written.
+pub fn check_writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::file(path, "cannot be written: it is a folder"));
+    }
+    let temporary = temporary_path(path)?;
+    let tried = File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary));
+    tried.map_err(|error| write_error(path, error))
+}
+
 fn write_and_rename(
     path: &Path,
     temporary: &Path,
@@ -121,5 +134,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = atomic_write(folder.path().join("no/a.json"), "x").unwrap_err();
         assert!(error.to_string().contains("folder does not exist"), "{error}");
+        let error = check_writable(&folder.path().join("no/a.json")).unwrap_err();
+        assert!(error.to_string().contains("folder does not exist"), "{error}");
+    }
+
+    #[test]
+    fn asking_whether_a_file_can_be_written_leaves_no_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        check_writable(&path).unwrap();
+        assert!(names(folder.path()).is_empty());
+        std::fs::write(&path, "one").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        assert!(check_writable(folder.path()).unwrap_err().to_string().contains("it is a folder"));
     }
 }

@@ -118,6 +118,88 @@ fn a_run_is_not_overwritten() {
 }
 
 #[test]
+fn a_config_in_the_folder_of_the_run_is_not_overwritten() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("run")).unwrap();
+    std::fs::copy(sandbox.path("segment.yaml"), sandbox.path("run/config.yaml")).unwrap();
+    let before = std::fs::read(sandbox.path("run/config.yaml")).unwrap();
+    says(
+        &sandbox.fails("train run/config.yaml --run run"),
+        &["run/config.yaml: was not written by a run", "--run"],
+    );
+    assert_eq!(std::fs::read(sandbox.path("run/config.yaml")).unwrap(), before);
+}
+
+#[test]
+fn parts_of_a_validation_set_may_have_the_transforms() {
+    let sandbox = Sandbox::new();
+    let part = |transforms: &str| {
+        let set = r#"{"images":"data/images/val","labels":"data/labels/val","classes":["ground","square"]}"#;
+        format!(r#"{{"ade20k":{set},"transforms":{transforms}}}"#)
+    };
+    let plain = part(r#"[{"normalize":{}}]"#);
+    sandbox.succeeds(&format!(r#"{TRAIN} data.val={{"concat":[{plain},{plain}]}}"#));
+    sandbox.succeeds("predict run data/images/val/8.jpg --output out");
+    // Calibration has no transforms to take; it is found before the first step.
+    let sized = part(r#"[{"resize":{"size":[24,24]}},{"normalize":{}}]"#);
+    let other = TRAIN.replace("--run run", "--run other");
+    let message = sandbox.fails(&format!(r#"{other} data.val={{"concat":[{plain},{sized}]}}"#));
+    says(&message, &["`data.val.concat.1.transforms` differ", "hint: ", "`data.val.transforms`"]);
+    assert!(!sandbox.path("other").exists());
+}
+
+#[test]
+fn pixels_that_count_nowhere_have_one_label_in_both_splits() {
+    let sandbox = Sandbox::new();
+    for command in [TRAIN, "eval segment.yaml"] {
+        says(
+            &sandbox.fails(&format!("{command} data.val.ade20k.ignore_index=254")),
+            &["`data.train.ade20k.ignore_index` is 255", "`data.val.ade20k.ignore_index` is 254"],
+        );
+    }
+    assert!(!sandbox.path("run").exists());
+}
+
+#[test]
+fn a_config_is_evaluated_with_a_warning_unless_its_run_is_meant() {
+    let sandbox = Sandbox::new();
+    let warned = sandbox.succeeds("eval segment.yaml").stderr;
+    says(&String::from_utf8_lossy(&warned), &["segment.yaml is a config", "never trained"]);
+    std::fs::write(sandbox.path("best.safetensors"), "").unwrap();
+    for command in ["eval segment.yaml", "predict segment.yaml data/images/val --output out"] {
+        says(&sandbox.fails(command), &["lie beside it", "hint: name the run's folder: `.`"]);
+    }
+}
+
+#[test]
+fn results_that_could_not_be_written_are_refused_before_the_work() {
+    let sandbox = Sandbox::new();
+    says(
+        &sandbox.fails("eval segment.yaml --detections no/found.json"),
+        &["no/found.json: cannot be written: its folder does not exist"],
+    );
+    // `data/labels` would be overwritten.
+    for (input, output) in
+        [("data/images/val", "data"), ("data/images/val/8.jpg", "data/images/val"), ("data", ".")]
+    {
+        says(
+            &sandbox.fails(&format!("predict none {input} --output {output}")),
+            &[&format!("`--output {output}` is a folder in which the input `{input}` lies")],
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn output_that_nobody_reads_is_no_panic() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Sandbox::new().command("weights list").stdout(writer).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!text.contains("panicked") && output.status.code() != Some(101), "{text}");
+}
+
+#[test]
 fn the_checkpoint_of_another_model_is_refused_at_once() {
     let sandbox = Sandbox::new();
     sandbox.succeeds(TRAIN);

@@ -74,7 +74,7 @@ impl Trained {
     /// # Errors
     /// If there is no run or no such checkpoint, or the frozen weights are not those that it was trained on.
     pub fn open(path: &Path, which: Which, overrides: &[String]) -> Result<Self> {
-        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+        if is_config(path) {
             let config: Config = load::load(path, overrides)?;
             let classes = class_names(&config)?;
             let model = TaskModel::new(&config, classes.len(), &device(&config.device)?)?;
@@ -97,6 +97,11 @@ impl Trained {
         }?;
         Ok(Self { config, model, classes, earlier, step })
     }
+}
+
+/// Whether `path` is that of a config, by its extension.
+pub fn is_config(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 /// The config and the checkpoint file behind `path`.

@@ -32,19 +32,16 @@ impl Run {
     /// The run that a training of `config` will write to; nothing is written before `Run::begin`.
     ///
     /// # Errors
-    /// If the folder holds a run and `start` is [`Start::Fresh`], or one of another config, or files of another kind. A run
-    /// that never reached a checkpoint is started over.
+    /// If the folder holds a run and `start` is [`Start::Fresh`], or one of another config, or files of another kind, among
+    /// them a config that no run wrote. A run that never reached a checkpoint is started over.
     pub fn claim<H>(folder: &Path, config: &Config<H>, start: Start) -> Result<Self>
     where
         H: Serialize + DeserializeOwned,
     {
         let run = Self { folder: folder.into() };
-        if !run.last_path().exists() {
-            if run.config_path().exists() || run.is_empty()? {
-                return Ok(run);
-            }
-            return Err(Error::file(folder, "is neither empty nor the folder of a run")
-                .with_hint("name another folder with `--run`"));
+        if !run.last_path().exists() && !run.has_outcome() {
+            run.check_replaceable::<H>()?;
+            return Ok(run);
         }
         if start == Start::Fresh {
             return Err(Error::file(folder, "already holds a run")
@@ -61,11 +58,32 @@ impl Run {
         }
     }
 
+    /// The config of the run that a training in `folder` would go on with; nothing where it begins anew.
+    ///
+    /// # Errors
+    /// If there is a checkpoint, and the run's config cannot be read.
+    pub fn resumed_config<H>(folder: &Path, start: Start) -> Result<Option<Config<H>>>
+    where
+        H: DeserializeOwned,
+    {
+        let run = Self { folder: folder.into() };
+        match start {
+            Start::Resume if run.last_path().exists() => run.config().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Makes the folder, takes hold of its log (cut back to what is `reached`) and writes the resolved config.
     ///
     /// # Errors
-    /// If the folder cannot be written or another process trains in it.
+    /// If the folder cannot be written or another process trains in it, or it holds what a run led to but not where it
+    /// goes on.
     pub(super) fn begin(&self, config: &str, reached: Reached) -> Result<JsonLog> {
+        if !self.last_path().exists() && self.has_outcome() {
+            let what = "is missing, so that the run cannot be continued";
+            return Err(Error::file(self.last_path(), what)
+                .with_hint("start a new run in another folder with `--run`"));
+        }
         std::fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, e))?;
         let log = JsonLog::open(&self.log_path(), reached)?;
         if !self.last_path().exists() {
@@ -140,6 +158,31 @@ impl Run {
         self.folder.join("results.json")
     }
 
+    /// Whether a training wrote its best weights or its results.
+    fn has_outcome(&self) -> bool {
+        self.best_path().exists() || self.results_path().exists()
+    }
+
+    /// Refuses a folder without a checkpoint in which lies what no training wrote.
+    fn check_replaceable<H: Serialize + DeserializeOwned>(&self) -> Result<()> {
+        let path = self.config_path();
+        if !path.exists() {
+            if self.is_empty()? {
+                return Ok(());
+            }
+            return Err(Error::file(&self.folder, "is neither empty nor the folder of a run")
+                .with_hint("name another folder with `--run`"));
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        let resolved =
+            load::parse::<H>(&text, &path, &[]).and_then(|config| load::to_yaml(&config));
+        if resolved.is_ok_and(|resolved| resolved == text) {
+            return Ok(());
+        }
+        Err(Error::file(path, "was not written by a run, which would replace it")
+            .with_hint("name another folder with `--run`"))
+    }
+
     /// Hidden files do not count: a killed process may leave a temporary one.
     fn is_empty(&self) -> Result<bool> {
         let entries = match std::fs::read_dir(&self.folder) {
@@ -190,7 +233,10 @@ train: { iterations: 10, batch_size: 2 }
         drop(run.begin(&load::to_yaml(&config(&[])).unwrap(), Reached::default()).unwrap());
         // Without a checkpoint there is nothing to lose.
         assert!(claim(&config(&["seed=1"]), Start::Fresh).is_ok());
+        let resumed = |start| Run::resumed_config::<u8>(&folder, start).unwrap();
+        assert_eq!(resumed(Start::Resume), None);
         std::fs::write(run.last_path(), "").unwrap();
+        assert_eq!((resumed(Start::Fresh), resumed(Start::Resume)), (None, Some(config(&[]))));
         let text = claim(&config(&[]), Start::Fresh).unwrap_err().to_string();
         assert!(text.contains("already holds a run"), "{text}");
         assert!(claim(&config(&[]), Start::Resume).is_ok());
@@ -207,6 +253,35 @@ train: { iterations: 10, batch_size: 2 }
         }
         std::fs::write(folder.path().join(LOG), "{}").unwrap();
         assert!(Run::claim(folder.path(), &config(&[]), Start::Fresh).is_err());
+    }
+
+    #[test]
+    fn what_a_run_led_to_is_not_replaced_where_its_last_checkpoint_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let claim = |start| Run::claim(folder.path(), &config(&[]), start);
+        let run = claim(Start::Fresh).unwrap();
+        let text = load::to_yaml(&config(&[])).unwrap();
+        drop(run.begin(&text, Reached::default()).unwrap());
+        for outcome in [run.best_path(), run.results_path()] {
+            std::fs::write(&outcome, "").unwrap();
+            let refused = claim(Start::Fresh).unwrap_err().to_string();
+            assert!(refused.contains("already holds a run"), "{refused}");
+            let resumed = claim(Start::Resume).unwrap();
+            let refused = resumed.begin(&text, Reached::default()).unwrap_err().to_string();
+            assert!(refused.contains("last.safetensors: is missing"), "{refused}");
+            std::fs::remove_file(outcome).unwrap();
+        }
+        assert!(claim(Start::Fresh).is_ok());
+    }
+
+    #[test]
+    fn a_config_that_somebody_wrote_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.yaml"), TEXT).unwrap();
+        for start in [Start::Fresh, Start::Resume] {
+            let text = Run::claim(folder.path(), &config(&[]), start).unwrap_err().to_string();
+            assert!(text.contains("config.yaml: was not written by a run"), "{text}");
+        }
     }
 
     #[test]

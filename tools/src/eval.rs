@@ -8,13 +8,13 @@ use anyhow::Result;
 use rescatter::config::Variant;
 use rescatter::data::coco::Detection;
 use rescatter::engine::Run;
+use rescatter::fs;
 use rescatter::world::World;
 use rescatter_heads::TaskModel;
 use rescatter_heads::evaluation::{Evaluation, Scores};
 use rescatter_heads::kept::per_site;
-use rescatter_heads::run::Trained;
 
-use crate::trained::Checkpoint;
+use crate::trained::{Checkpoint, open};
 
 /// Arguments of `rescatter eval`.
 #[derive(clap::Args)]
@@ -38,8 +38,10 @@ pub(crate) struct Args {
 
 /// Runs `rescatter eval`.
 pub(crate) fn run(args: Args, world: World) -> Result<ExitCode> {
-    let trained =
-        Trained::open(&args.target, args.checkpoint.into(), &args.overrides)?.calibrated()?;
+    if let (Some(path), true) = (&args.detections, world.leads()) {
+        fs::check_writable(path)?;
+    }
+    let trained = open(&args.target, args.checkpoint, &args.overrides)?.calibrated()?;
     let terminal = std::io::stderr().is_terminal();
     let progress = |done: usize, all: usize| {
         if terminal && world.leads() {
@@ -50,26 +52,41 @@ pub(crate) fn run(args: Args, world: World) -> Result<ExitCode> {
     if !world.leads() {
         return Ok(ExitCode::SUCCESS);
     }
-    let own = || args.target.is_dir().then(|| Run::open(&args.target)).transpose();
-    let detections = match &args.detections {
-        Some(path) => Some(path.clone()),
-        None => own()?.map(|run| run.detections_path()),
-    };
-    if let (Some(path), TaskModel::Detection(_)) = (detections, &trained.model) {
-        Detection::write_all(&path, &found.detections)?;
-        tracing::info!("{} detections in {}", found.detections.len(), path.display());
-    }
-    if let (Some(run), TaskModel::Video(_)) = (own()?, &trained.model) {
-        found.write_videos(&run.videos_path())?;
-        tracing::info!("{} videos in {}", found.videos.len(), run.videos_path().display());
-    }
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;
     } else {
         print(&found, trained.config.dispatch.variant, &mut out)?;
     }
+    write_findings(&args, &trained.model, &found)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what was found in each sample, where the task has such a file. That it cannot be written beside a run is no
+/// failure of the evaluation.
+fn write_findings(args: &Args, model: &TaskModel, found: &Evaluation) -> Result<()> {
+    let run = args.target.is_dir().then(|| Run::open(&args.target)).transpose()?;
+    let (written, path, what) = match (model, &args.detections, run) {
+        (TaskModel::Detection(_), Some(path), _) => {
+            Detection::write_all(path, &found.detections)?;
+            (Ok(()), path.clone(), format!("{} detections", found.detections.len()))
+        }
+        (TaskModel::Detection(_), None, Some(run)) => {
+            let path = run.detections_path();
+            let written = Detection::write_all(&path, &found.detections);
+            (written, path, format!("{} detections", found.detections.len()))
+        }
+        (TaskModel::Video(_), _, Some(run)) => {
+            let path = run.videos_path();
+            (found.write_videos(&path), path, format!("{} videos", found.videos.len()))
+        }
+        _ => return Ok(()),
+    };
+    match written {
+        Ok(()) => tracing::info!("{what} in {}", path.display()),
+        Err(error) => tracing::warn!("{what} are not kept: {error}"),
+    }
+    Ok(())
 }
 
 /// A line per class, then the summary.

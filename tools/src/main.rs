@@ -72,6 +72,9 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Train(_) | Command::Compare(_)) {
+        process::end_with_the_reader();
+    }
     // This thread works too instead of waiting to be woken after every operation. Fails only if a pool exists already, and
     // none does yet.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(cli.threads.unwrap_or(0));

@@ -6,22 +6,22 @@ mod tasks;
 mod video;
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use image::{ImageBuffer, Luma, Rgb, RgbImage};
+use anyhow::{Context, Result};
+use image::{ImageBuffer, ImageFormat, Luma, Rgb, RgbImage};
 use rescatter::data::{self, LabelMap};
 use rescatter::weights::checkpoint;
-use rescatter::{Error, draw};
-use rescatter_heads::run::Trained;
+use rescatter::{Error, draw, fs};
 use rescatter_heads::tasks::TasksPredictor;
 use rescatter_heads::{
     ClassPredictor, DetectionPredictor, Prediction, Predictor, TaskModel, VideoPredictor,
 };
 
 use crate::pixels::Pixels;
-use crate::trained::Checkpoint;
+use crate::trained::{Checkpoint, open};
 
 /// How much of the picture below the colours is hidden.
 const OPACITY: f32 = 0.55;
@@ -39,6 +39,7 @@ pub(crate) struct Args {
     inputs: Vec<PathBuf>,
     /// Where the results go: `overlays/`, `labels/` (or `detections/`), `tokens/` and `legend.png`; of classifiers and of
     /// models that were extended `tasks/`, a JSON file per image with a section per task; of videos `classes/` and `strips/`.
+    /// No input may lie in it: an `images/` beside `labels/` would lose its labels.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Which checkpoint of the run.
@@ -74,8 +75,8 @@ impl Args {
 
 /// Runs `rescatter predict`.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let trained =
-        Trained::open(&args.run, args.checkpoint.into(), &args.overrides)?.calibrated()?;
+    check_output(&args)?;
+    let trained = open(&args.run, args.checkpoint, &args.overrides)?.calibrated()?;
     let images = match trained.model {
         TaskModel::Video(_) => videos(&args.inputs)?,
         _ => inputs(&args.inputs)?,
@@ -116,6 +117,27 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         args.output.display()
     );
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Refuses to write where an input lies.
+fn check_output(args: &Args) -> Result<()> {
+    // A folder that does not exist yet holds nothing.
+    let Ok(output) = args.output.canonicalize() else { return Ok(()) };
+    for input in &args.inputs {
+        let folder = match input.parent() {
+            Some(parent) if !input.is_dir() => parent,
+            _ => input,
+        };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        if folder.canonicalize().is_ok_and(|folder| folder.starts_with(&output)) {
+            let (output, input) = (args.output.display(), input.display());
+            let what = format!("`--output {output}` is a folder in which the input `{input}` lies");
+            return Err(Error::usage(what)
+                .with_hint("name a folder of its own, so that no labels or images are overwritten")
+                .into());
+        }
+    }
+    Ok(())
 }
 
 /// The images by the name of their results, which for those of a folder is their path in it, without the extension.
@@ -267,9 +289,8 @@ where
     [P::Subpixel]: image::EncodableLayout,
 {
     make_folder(path)?;
-    match picture.save(path) {
-        Ok(()) => Ok(()),
-        Err(image::ImageError::IoError(error)) => Err(Error::io("write", path, error).into()),
-        Err(error) => bail!("cannot write `{}`: {error}", path.display()),
-    }
+    let mut png = Cursor::new(Vec::new());
+    let encoded = picture.write_to(&mut png, ImageFormat::Png);
+    encoded.with_context(|| format!("cannot write `{}`", path.display()))?;
+    Ok(fs::atomic_write(path, png.into_inner())?)
 }

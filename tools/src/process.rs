@@ -51,11 +51,24 @@ fn work_on_one_pool() {
 }
 
 /// Without it the signal would end the process before it could say which file it was.
-#[allow(unsafe_code)]
 fn refuse_to_die_of_large_files() {
     #[cfg(unix)]
-    // SAFETY: ignoring a signal installs no handler, so no code of ours runs in a signal's context.
+    answer(libc::SIGXFSZ, libc::SIG_IGN);
+}
+
+/// Ends the process without a word once nobody reads its output any more, as in `… | head`. Not for what works on after its
+/// reader has gone.
+pub(crate) fn end_with_the_reader() {
+    // Rust ignores the signal from the start, and `println!` panics instead.
+    #[cfg(unix)]
+    answer(libc::SIGPIPE, libc::SIG_DFL);
+}
+
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn answer(signal: c_int, with: libc::sighandler_t) {
+    // SAFETY: ignoring a signal or taking its default installs no handler, so no code of ours runs in a signal's context.
     unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        libc::signal(signal, with);
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             })
             .collect();
         let summary = json!({
-            "file": args.file, "format": file.format.to_string(), "names": map,
+            "file": args.file.display().to_string(), "format": file.format.to_string(), "names": map,
             "model": layout.as_ref().map(ToString::to_string),
             "backbone": layout.as_ref().map(Layout::config),
             "parameters": numbers, "sha256": hash, "metadata": file.metadata,
