@@ -97,9 +97,10 @@ pub enum Task {
 }
 
 impl<H> Config<H> {
-    /// Replaces lengths in epochs by iterations for a training set of `samples`: afterwards `train.iterations` is given.
-    pub fn resolve_epochs(&mut self, samples: usize) {
-        let per_step = (self.train.batch_size * self.train.accumulate) as f64;
+    /// Replaces lengths in epochs by iterations for a training set of `samples` that `processes` share: afterwards
+    /// `train.iterations` is given.
+    pub fn resolve_epochs(&mut self, samples: usize, processes: usize) {
+        let per_step = (self.train.batch_size * self.train.accumulate * processes) as f64;
         let steps = |epochs: f64| (epochs * samples as f64 / per_step).round() as u64;
         if let Some(epochs) = self.train.epochs.take() {
             self.train.iterations = Some(steps(epochs).max(1));
@@ -122,4 +123,27 @@ fn one() -> usize {
 }
 fn auto() -> String {
     "auto".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_has_fewer_steps_on_more_processes() {
+        let split = "{ ade20k: { images: a, labels: b, classes: [x] } }";
+        let text = format!(
+            "task: segmentation\nbackbone: {{ arch: vit_s, patch_size: 16, pos_embed_grid: [14, 14] }}\nhead: 1\n\
+             data: {{ train: {split}, val: {split} }}\nschedule: {{ poly: {{ warmup_epochs: 1 }} }}\n\
+             train: {{ epochs: 3, batch_size: 2, accumulate: 5 }}"
+        );
+        let lengths = |processes: usize| {
+            let mut config: Config<u8> = load::parse(&text, "a.yaml".as_ref(), &[]).unwrap();
+            config.resolve_epochs(120, processes);
+            let ScheduleConfig::Poly(schedule) = config.schedule else { unreachable!() };
+            (config.train.iterations, schedule.warmup_iters)
+        };
+        // 120 samples are 12 steps of 2 · 5 on one process and 3 on four.
+        assert_eq!((lengths(1), lengths(4)), ((Some(36), 12), (Some(9), 3)));
+    }
 }

@@ -63,6 +63,43 @@ fn a_detector_is_trained_scored_and_drawn() {
     let first = &one["detections"][0];
     assert!(first["label"].is_string() && first["bbox"].as_array().unwrap().len() == 4);
     assert_eq!(first["segmentation"]["size"], serde_json::json!([one["height"], one["width"]]));
+
+    // Where the findings cannot be kept beside the run, the scores are told all the same.
+    let beside = sandbox.path("run/coco_instances_results.json");
+    std::fs::remove_file(&beside).unwrap();
+    std::fs::create_dir(&beside).unwrap();
+    let told = sandbox.succeeds("eval run --json");
+    assert_eq!(json(&told.stdout)["bbox.AP"], results["bbox.AP"]);
+    let said = String::from_utf8_lossy(&told.stderr);
+    assert!(said.contains("detections are not kept"), "{said}");
+}
+
+#[test]
+fn a_validation_set_without_scores_is_found_before_the_training() {
+    let sandbox = Sandbox::with_objects();
+    let whole = file(&sandbox, TRUTH);
+    let refused = |truth: &Value, more: &str| {
+        std::fs::write(sandbox.path(TRUTH), truth.to_string()).unwrap();
+        let text = sandbox.fails(&format!("train detect.yaml --run run {more}"));
+        assert!(!sandbox.path("run").exists(), "{text}");
+        text
+    };
+    let mut twice = whole.clone();
+    twice["annotations"][1]["id"] = twice["annotations"][0]["id"].clone();
+    let text = refused(&twice, "");
+    assert!(text.contains("instances_val2017.json"), "{text}");
+    let mut boxes = whole.clone();
+    for object in boxes["annotations"].as_array_mut().unwrap() {
+        object.as_object_mut().unwrap().remove("segmentation");
+    }
+    let text = refused(&boxes, "");
+    assert!(text.contains("instances_val2017.json"), "{text}");
+    let text = refused(&whole, r#"eval.mode={"slide":{"crop":32,"stride":16}}"#);
+    assert!(text.contains("a detector sees whole images"), "{text}");
+    let part = format!(r#"{{"coco":{{"images":"set/val2017","annotations":"{TRUTH}"}}}}"#);
+    let joined = format!(r#"data.val={{"concat":[{part}],"transforms":[{{"normalize":{{}}}}]}}"#);
+    let text = refused(&whole, &joined);
+    assert!(text.contains("detection is evaluated on one annotation file"), "{text}");
 }
 
 #[test]

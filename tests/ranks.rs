@@ -146,6 +146,24 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_is_one_of_all_processes_and_a_run_keeps_its_length_on_others() {
+        let sandbox = Sandbox::new();
+        let train = |epochs: usize| {
+            format!(
+                "train classify.yaml --run run train.iterations=null train.epochs={epochs} \
+                 schedule.cosine.warmup_epochs=1 train.batch_size=2"
+            )
+        };
+        succeed(two(&sandbox, &train(4)));
+        // Four times eight images, four a step.
+        let config = std::fs::read_to_string(sandbox.path("run/config.yaml")).unwrap();
+        assert!(config.contains("iterations: 8") && config.contains("warmup_iters: 2"), "{config}");
+        sandbox.succeeds(&format!("{} --resume", train(4)));
+        let refused = sandbox.fails(&format!("{} --resume", train(5)));
+        assert!(refused.contains("the run has another config"), "{refused}");
+    }
+
+    #[test]
     fn what_is_not_shared_says_so() {
         let sandbox = Sandbox::new();
         let output = two(&sandbox, "flops segment.yaml").output().unwrap();

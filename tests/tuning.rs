@@ -209,3 +209,23 @@ fn a_dense_head_stays_as_it_was_beside_an_added_task() {
         assert_eq!(averaged(name), added[name], "{name}");
     }
 }
+
+#[test]
+fn an_added_task_is_compared_and_not_trained_again() {
+    let sandbox = Sandbox::new();
+    let memory = "tuning: { adapter: { bottleneck: 4 }, memory: { tokens: 2 } }";
+    config(&sandbox, "first", "classify.yaml", &[(ADAPTER, memory), ("pool: mean", "pool: cls")]);
+    sandbox.succeeds("train first.yaml --run first train.iterations=1");
+    let extends = ("task: classification", "task: classification\nextends: first");
+    config(&sandbox, "second", "first.yaml", &[extends]);
+    std::fs::write(sandbox.path("plan.yaml"), "base: second.yaml\nmethods: [{ name: added }]\n")
+        .unwrap();
+    let compare = "compare plan.yaml --output out train.iterations=1 \
+        data.val.transforms=[{\"resize\":{\"size\":[32,32],\"keep_ratio\":false}},{\"normalize\":{}}]";
+    sandbox.succeeds(compare);
+    let results = sandbox.path("out/added/seed_0/results.json");
+    let written = || std::fs::metadata(&results).unwrap().modified().unwrap();
+    let before = written();
+    sandbox.succeeds(compare);
+    assert_eq!(written(), before);
+}

@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::detection::{self, DetectionScores, Detector};
 use crate::kept::Kept;
 use crate::segmentation::inference::Segmenter;
+use crate::task::check_ignored_labels;
 use crate::video::{VideoResult, averaged};
 use crate::{ClassifierHead, Config, MaskRcnn, SegmentationHead, TaskModel, TemporalHead};
 
@@ -112,7 +113,8 @@ impl TaskModel {
     /// Scores the model on the validation set of `config`.
     ///
     /// # Errors
-    /// If the set does not have `classes`, or an image cannot be read.
+    /// If the set does not have `classes`, an image cannot be read, or pixels that count nowhere have another label than in
+    /// training.
     pub fn evaluate(
         &self,
         config: &Config,
@@ -124,6 +126,7 @@ impl TaskModel {
         let options = EvaluationOptions { eval, workers, progress, world };
         match self {
             Self::Segmentation(model) => {
+                check_ignored_labels(config)?;
                 let set = data::segmentation_for_evaluation(&config.data.val)?;
                 same_classes(("the model", classes), ("`data.val`", set.classes()))?;
                 evaluate_segmentation(model, &set, &options)

@@ -10,6 +10,7 @@ use rescatter::engine::checkpoint::EarlierTask;
 use rescatter::model::Model;
 use rescatter::params::ParamStore;
 use rescatter::weights::{LoadOptions, load_pretrained};
+use rescatter::world::World;
 use rescatter::{Error, Result};
 
 use crate::extension::{self, EarlierHead};
@@ -72,6 +73,10 @@ impl TaskModel {
                 })?)
             }
             (Task::Classification, HeadConfig::Classifier(head)) => {
+                // An added task has a class token of its own.
+                if earlier.is_empty() {
+                    head.check(&config.backbone)?;
+                }
                 Self::Classification(Model::new(config, &taps, device, |spec, root| match earlier
                     .len()
                 {
@@ -152,11 +157,44 @@ fn label_maps(split: &SplitConfig) -> Option<&MaskFolderConfig> {
     split.ade20k.as_ref().or(split.coco_stuff.as_ref()).or_else(parts)
 }
 
-/// Lengths that `config` gives in epochs, as iterations: the training set is opened to count its samples.
+/// Refuses label maps whose pixels that count nowhere have different numbers: the model knows one of them.
+///
+/// # Errors
+/// Names the keys of two that differ.
+pub fn check_ignored_labels(config: &Config) -> Result<()> {
+    let mut found = Vec::new();
+    ignored_labels(&config.data.train, "data.train", &mut found);
+    ignored_labels(&config.data.val, "data.val", &mut found);
+    let Some((first_key, first)) = found.first() else { return Ok(()) };
+    match found.iter().find(|(_, label)| label != first) {
+        None => Ok(()),
+        Some((key, label)) => {
+            Err(Error::usage(format!("`{first_key}` is {first}, but `{key}` is {label}"))
+                .with_hint("give both the same number; `label_map` changes the labels of a set"))
+        }
+    }
+}
+
+/// The ignore index of every reader of label maps, with its key.
+fn ignored_labels(split: &SplitConfig, key: &str, found: &mut Vec<(String, u32)>) {
+    for (name, maps) in [("ade20k", &split.ade20k), ("coco_stuff", &split.coco_stuff)] {
+        let label = maps.as_ref().map(|maps| maps.ignore_index);
+        found.extend(label.map(|label| (format!("{key}.{name}.ignore_index"), label)));
+    }
+    for (i, part) in split.concat.iter().flatten().enumerate() {
+        ignored_labels(part, &format!("{key}.concat.{i}"), found);
+    }
+}
+
+/// The most processes that a run is thought to have begun on.
+const MOST_PROCESSES: usize = 4096;
+
+/// Lengths that `config` gives in epochs, as iterations on the processes of `world`: the training set is opened to count its
+/// samples. A run that was `begun` keeps the lengths that it has, on however many processes it goes on.
 ///
 /// # Errors
 /// If the set cannot be opened.
-pub fn resolve_epochs(config: &mut Config) -> Result<()> {
+pub fn resolve_epochs(config: &mut Config, world: World, begun: Option<&Config>) -> Result<()> {
     let warmup = match &config.schedule {
         ScheduleConfig::Poly(schedule) => schedule.warmup_epochs,
         ScheduleConfig::Cosine(schedule) => schedule.warmup_epochs,
@@ -171,8 +209,26 @@ pub fn resolve_epochs(config: &mut Config) -> Result<()> {
         Task::Classification => rescatter::data::classification(split)?.len(),
         Task::Video => rescatter::data::video(split)?.len(),
     };
-    config.resolve_epochs(samples);
+    let began = begun.and_then(|run| processes_of(run, config, samples, world.size));
+    let processes = began.unwrap_or(world.size);
+    config.resolve_epochs(samples, processes);
+    if processes != world.size {
+        tracing::warn!(
+            "the run keeps the steps that its epochs had on {processes} processes; now there are {}",
+            world.size
+        );
+    }
     Ok(())
+}
+
+/// On how many processes, as `now` if possible, the epochs of `config` have the lengths of `run`; `None` where they are
+/// others on any number.
+fn processes_of(run: &Config, config: &Config, samples: usize, now: usize) -> Option<usize> {
+    std::iter::once(now).chain(1..=MOST_PROCESSES).find(|&processes| {
+        let mut resolved = config.clone();
+        resolved.resolve_epochs(samples, processes);
+        resolved.train.iterations == run.train.iterations && resolved.schedule == run.schedule
+    })
 }
 
 /// The names of the classes that `config` trains on, in the order of their numbers. Image folders are listed only where
@@ -190,5 +246,40 @@ pub fn class_names(config: &Config) -> Result<Vec<String>> {
     match label_maps(&config.data.train) {
         Some(maps) => rescatter::data::class_names(&maps.classes),
         None => Ok(rescatter::data::classification(&config.data.train)?.classes().to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(overrides: &[&str]) -> Config {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/cifar10_1k_vit_s14_dyt.yaml");
+        let overrides: Vec<String> = overrides.iter().map(|&o| o.into()).collect();
+        rescatter::config::load::load(path.as_ref(), &overrides).unwrap()
+    }
+
+    #[test]
+    fn a_run_keeps_its_length_on_another_number_of_processes() {
+        let mut run = config(&["train.epochs=8"]);
+        run.resolve_epochs(1000, 3);
+        // 8 · 1000 / (3 · 32).
+        assert_eq!(run.train.iterations, Some(83));
+        assert_eq!(processes_of(&run, &config(&["train.epochs=8"]), 1000, 1), Some(3));
+        assert_eq!(processes_of(&run, &config(&["train.epochs=9"]), 1000, 1), None);
+    }
+
+    #[test]
+    fn no_prompt_stands_in_for_the_class_token() {
+        let small = "backbone={embed_dim: 16, depth: 1, num_heads: 2, patch_size: 8, pos_embed_grid: [4, 4], cls_token: false}";
+        let new = |pool: &str| {
+            let pool = format!("head.classifier.pool={pool}");
+            let config = config(&[small, "tuning={vpt: {tokens: 2}}", &pool]);
+            TaskModel::new(&config, 10, &Device::Cpu).map(|_| ())
+        };
+        let error = new("cls").unwrap_err();
+        assert!(error.to_string().contains("`backbone.cls_token` is false"), "{error}");
+        assert!(error.hint().unwrap().contains("head.classifier.pool: mean"));
+        new("mean").unwrap();
     }
 }

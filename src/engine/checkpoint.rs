@@ -35,11 +35,11 @@ pub struct Meta {
     pub seed: u64,
     /// The schedule that the step belongs to.
     pub schedule: ScheduleConfig,
-    /// Calibrated thresholds for several budgets, of the weights at the last evaluation.
+    /// Calibrated thresholds for several budgets, of the weights at the last evaluation; see [`Meta::thresholds_for`].
     pub thresholds: Vec<Thresholds>,
     /// The best evaluation so far.
     pub best: Option<Best>,
-    /// The step of the last evaluation.
+    /// The step of the last evaluation, or of the weights that thresholds were last calibrated for.
     pub evaluated: Option<u64>,
     /// Where the frozen weights are.
     pub backbone: Option<BackboneFile>,
@@ -52,6 +52,29 @@ pub struct Meta {
     pub seconds: f64,
     /// The resolved config as YAML.
     pub config: String,
+}
+
+impl Meta {
+    /// Whether the thresholds are those of the weights: training went on after the last evaluation otherwise. A model that
+    /// a task is added to keeps its own all along.
+    fn thresholds_hold(&self) -> bool {
+        self.evaluated == Some(self.step) || !self.earlier.is_empty()
+    }
+
+    /// The thresholds with which the weights meet the budget `share`, where they are known.
+    pub fn thresholds_for(&self, share: f64) -> Option<&Thresholds> {
+        let meets = |known: &&Thresholds| (known.share - share).abs() < 1e-9;
+        self.thresholds.iter().find(meets).filter(|_| self.thresholds_hold())
+    }
+
+    /// Stores thresholds that were `found` for the weights, in place of others for that budget and of those for earlier
+    /// weights.
+    pub fn store_thresholds(&mut self, found: Thresholds) {
+        let hold = self.thresholds_hold();
+        self.thresholds.retain(|known| hold && (known.share - found.share).abs() >= 1e-9);
+        self.thresholds.push(found);
+        self.evaluated = Some(self.step);
+    }
 }
 
 /// A task that a model was trained for before another one was added.
@@ -267,11 +290,59 @@ pub fn load_for_inference<H>(
     let checkpoint = Checkpoint::read(path)?;
     checkpoint.check_backbone(config)?;
     checkpoint.restore(&model.params, Source::Averaged)?;
-    if let Inference::Calibrated(share) = model.backbone.dispatch().inference {
-        let stored = checkpoint.meta.thresholds.iter().find(|t| (t.share - share).abs() < 1e-9);
-        if let Some(thresholds) = stored {
-            model.backbone.set_thresholds(thresholds.values.clone());
-        }
+    if let Inference::Calibrated(share) = model.backbone.dispatch().inference
+        && let Some(thresholds) = checkpoint.meta.thresholds_for(share)
+    {
+        model.backbone.set_thresholds(thresholds.values.clone());
     }
     Ok(checkpoint.meta)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After `step` steps, with thresholds for ½ and ¼ found after the sixth.
+    fn meta(step: u64) -> Meta {
+        let thresholds = |share, value| Thresholds { share, values: vec![value] };
+        Meta {
+            format: 1,
+            step,
+            samples: None,
+            iterations: 9,
+            seed: 0,
+            schedule: ScheduleConfig::default(),
+            thresholds: vec![thresholds(0.5, 1.0), thresholds(0.25, 2.0)],
+            best: None,
+            evaluated: Some(6),
+            backbone: None,
+            classes: Vec::new(),
+            earlier: Vec::new(),
+            seconds: 0.0,
+            config: String::new(),
+        }
+    }
+
+    /// The one threshold for each of the shares ½ and ¼.
+    fn known(meta: &Meta) -> [Option<f32>; 2] {
+        [0.5, 0.25].map(|share| meta.thresholds_for(share).map(|found| found.values[0]))
+    }
+
+    #[test]
+    fn thresholds_are_of_the_weights_that_they_were_found_for() {
+        assert_eq!(known(&meta(6)), [Some(1.0), Some(2.0)]);
+        assert_eq!(known(&meta(7)), [None, None]);
+        let task = EarlierTask { config: String::new(), classes: Vec::new() };
+        assert_eq!(known(&Meta { earlier: vec![task], ..meta(7) }), [Some(1.0), Some(2.0)]);
+    }
+
+    #[test]
+    fn thresholds_that_were_found_anew_take_the_place_of_old_ones() {
+        let stored = |step| {
+            let mut meta = meta(step);
+            meta.store_thresholds(Thresholds { share: 0.5, values: vec![3.0] });
+            known(&meta)
+        };
+        assert_eq!((stored(6), stored(7)), ([Some(3.0), Some(2.0)], [Some(3.0), None]));
+    }
 }

@@ -77,7 +77,9 @@ impl<'a, H: Head> Trainer<'a, H> {
     ) -> Result<Self> {
         let iterations = config.train.iterations.ok_or_else(|| {
             Error::usage("the length of the training is given in epochs of an unknown set")
-                .with_hint("call `Config::resolve_epochs` with the number of its samples")
+                .with_hint(
+                    "call `Config::resolve_epochs` with its number of samples and the processes",
+                )
         })?;
         let meta = Meta {
             format: 1,

@@ -40,6 +40,17 @@ fn rescatter(arguments: &[&str]) -> assert_cmd::assert::Assert {
     assert_cmd::Command::cargo_bin("rescatter").unwrap().args(arguments).assert()
 }
 
+#[cfg(unix)]
+#[test]
+fn a_file_whose_name_is_no_utf8_is_inspected() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.npz"));
+    std::fs::copy(fixture("weights/vit.npz"), &path).unwrap();
+    let mut command = assert_cmd::Command::cargo_bin("rescatter").unwrap();
+    command.args(["weights", "inspect", "--json"]).arg(&path).assert().success();
+}
+
 #[test]
 fn inspect_tells_format_names_and_model() {
     let path = fixture("weights/vit.npz");
@@ -184,4 +195,18 @@ fn an_exported_run_needs_no_other_file() {
     for (name, param) in model.params().all() {
         assert_eq!(values(param.var.as_tensor()), loaded(trained.model.params(), &name), "{name}");
     }
+}
+
+#[test]
+fn thresholds_of_earlier_weights_are_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let (_, model) = finished_run(&run, &fixture("weights/vit_zip.pth"));
+    let mut meta = engine::Checkpoint::read(&run.join("best.safetensors")).unwrap().meta;
+    // Training went on for two steps after the evaluation.
+    meta.evaluated = Some(5);
+    let last = run.join("last.safetensors");
+    engine::save(&last, model.params(), checkpoint::Tensors::new(), &meta).unwrap();
+    let thresholds = |which| Trained::open(&run, which, &[]).unwrap().model.backbone().thresholds();
+    assert_eq!((thresholds(Which::Best), thresholds(Which::Last)), (Some(vec![0.25, -0.5]), None));
 }

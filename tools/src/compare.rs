@@ -17,7 +17,8 @@ use rescatter::config::VtabTask;
 use rescatter::engine::{Outcome, Run, Start};
 use rescatter::fs::atomic_write;
 use rescatter::world::World;
-use rescatter_heads::Config;
+use rescatter_heads::extension::Base;
+use rescatter_heads::{Config, task};
 
 use crate::{process, train};
 use measure::Measured;
@@ -89,16 +90,19 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Trains unless that was done before, and reads what was found.
-fn finish(mut config: Config, folder: &Path, stop: &AtomicBool) -> Result<Measured> {
-    rescatter_heads::task::resolve_epochs(&mut config)?;
-    let run = Run::claim(folder, &config, Start::Resume)?;
+fn finish(config: Config, folder: &Path, stop: &AtomicBool) -> Result<Measured> {
+    // The run's config is what the training makes of the given one.
+    let mut resolved = config.clone();
+    Base::open(&mut resolved)?;
+    task::resolve_epochs(&mut resolved, World::SINGLE, None)?;
+    let run = Run::claim(folder, &resolved, Start::Resume)?;
     if !is_done(&run) {
-        let outcome = train::train(config.clone(), (folder, Start::Resume), World::SINGLE, stop)?;
+        let outcome = train::train(config, (folder, Start::Resume), World::SINGLE, stop)?;
         if matches!(outcome, Outcome::Interrupted { .. }) || stop.load(Ordering::Relaxed) {
             bail!("stopped; the same command goes on from here");
         }
     }
-    Measured::read(&run, &config)
+    Measured::read(&run, &resolved)
 }
 
 fn is_done(run: &Run) -> bool {

@@ -12,12 +12,14 @@ use rescatter::engine::progress::bytes;
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::engine::{self, Outcome, Run, Start, Trainer};
 use rescatter::head::Head;
+use rescatter::metrics::coco::{self, IouType};
 use rescatter::model::{Model, TrainedParts};
 use rescatter::world::World;
 use rescatter_heads::cached::as_tokens;
+use rescatter_heads::detection::{Detector, collector};
 use rescatter_heads::extension::Base;
 use rescatter_heads::run::device;
-use rescatter_heads::{CachedFeatures, Config, TaskModel, calibration, task};
+use rescatter_heads::{CachedFeatures, Config, MaskRcnn, TaskModel, calibration, task};
 use serde_json::Value;
 
 use crate::process;
@@ -42,11 +44,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, world: World) -> anyhow::Result<ExitCode> {
     let config: Config = load::load(&args.config, &args.overrides)?;
     let start = if args.resume { Start::Resume } else { Start::Fresh };
-    train(config, (&args.run, start), world, process::stop_on_ctrl_c()?)?;
+    let outcome = train(config, (&args.run, start), world, process::stop_on_ctrl_c()?)?;
     if let Some(peak) = peak_memory_bytes() {
         tracing::info!("peak memory {}", bytes(peak));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(match outcome {
+        Outcome::Finished(_) => ExitCode::SUCCESS,
+        Outcome::Interrupted { .. } => ExitCode::FAILURE,
+    })
 }
 
 /// Trains the model of `config` in a folder until it is done or `stop` is set.
@@ -57,7 +62,8 @@ pub(crate) fn train(
     stop: &AtomicBool,
 ) -> anyhow::Result<Outcome> {
     let base = Base::open(&mut config)?;
-    task::resolve_epochs(&mut config)?;
+    let begun = Run::resumed_config(folder, start)?;
+    task::resolve_epochs(&mut config, world, begun.as_ref())?;
     let config = &config;
     let run = Run::claim(folder, config, start)?;
     // The first process writes once all have looked at the folder.
@@ -74,10 +80,12 @@ pub(crate) fn train(
         TaskModel::Segmentation(model) => {
             // A validation set that is missing or has other classes is found before the training, not after it.
             session.check(data::segmentation_for_evaluation(&config.data.val)?.classes())?;
+            task::check_ignored_labels(config)?;
             session.train(model, data::segmentation(&config.data.train)?)
         }
         TaskModel::Detection(model) => {
             session.check(data::detection_for_evaluation(&config.data.val)?.classes())?;
+            session.check_detection(model)?;
             session.train(model, data::detection(&config.data.train)?)
         }
         TaskModel::Video(model) => {
@@ -113,6 +121,16 @@ impl Session<'_> {
         data::same_classes(("`data.train`", &self.classes), ("`data.val`", val))
     }
 
+    /// Refuses a validation set, or a look at it, of which there would be no scores.
+    fn check_detection(&self, model: &Model<MaskRcnn>) -> rescatter::Result<()> {
+        Detector::new(model, &self.config.eval)?;
+        let ap = collector(&self.config.data.val)?;
+        if model.head.has_masks() {
+            coco::check(ap.truth(), IouType::Segm)?;
+        }
+        Ok(())
+    }
+
     fn train<H: Head>(
         &self,
         model: &Model<H>,
@@ -131,6 +149,10 @@ impl Session<'_> {
         set: Arc<dyn Dataset<Target = T>>,
         prepare: impl Fn(Batch<T>) -> rescatter::Result<Batch<H::Target>>,
     ) -> anyhow::Result<Outcome> {
+        // The last step is followed by a calibration, which is to find what it needs.
+        if self.base.is_none() {
+            calibration::check(self.task, self.config)?;
+        }
         let earlier = self.base.as_ref().map_or(Vec::new(), |base| base.earlier().to_vec());
         let mut trainer = Trainer::new(model, self.run.clone(), self.config, self.classes.clone())?
             .adding_to(earlier)

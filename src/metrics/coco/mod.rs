@@ -306,6 +306,11 @@ impl CocoAp {
         Ok(())
     }
 
+    /// What is annotated.
+    pub fn truth(&self) -> &Annotations {
+        &self.truth
+    }
+
     /// Whether any detection has a mask.
     pub fn has_masks(&self) -> bool {
         self.masks

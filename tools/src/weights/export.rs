@@ -69,9 +69,8 @@ pub(super) fn deployed(config: &Config, model: &TaskModel, mut meta: Meta) -> Re
     meta.config = load::to_yaml(&config)?;
     if let (Inference::Calibrated(share), Some(values)) =
         (config.dispatch.inference, model.backbone().thresholds())
-        && !meta.thresholds.iter().any(|known| (known.share - share).abs() < 1e-9)
     {
-        meta.thresholds.push(Thresholds { share, values });
+        meta.store_thresholds(Thresholds { share, values });
     }
     Ok(meta)
 }
