@@ -103,7 +103,7 @@ impl<'a> Detector<'a> {
 /// `[1, 3, H, W]` with its upper left `size` mirrored in place.
 fn turned(image: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     let (_, _, height, width) = image.dims4()?;
-    pad_to(&crop(image, size)?.flip(&[3])?.contiguous()?, (height, width))
+    pad_to(&crop(image, size)?.contiguous()?.flip(&[3])?.contiguous()?, (height, width))
 }
 
 fn mirrored(candidates: &Candidates, width: usize) -> Candidates {
