@@ -26,7 +26,8 @@ mod tests {
         let mut command = Command::new("mpirun");
         command.args(["--allow-run-as-root", "--oversubscribe", "-n", "2"]);
         command.arg(alone.get_program()).args(alone.get_args());
-        command.current_dir(sandbox.path("."));
+        // Open MPI's own folder: two jobs that begin at once must not both make the one in /tmp.
+        command.current_dir(sandbox.path(".")).env("TMPDIR", sandbox.path("."));
         command.env("RAYON_NUM_THREADS", "1").env("RESCATTER_LOG", "warn");
         command
     }
