@@ -1,5 +1,6 @@
 //! COCO's images and objects as a data set.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use image::RgbImage;
@@ -132,7 +133,7 @@ impl CocoSet {
 /// Per image why it cannot be used. The first fault is an error unless broken samples are skipped.
 fn faults(file: &Annotations, config: &CocoConfig) -> Result<Vec<Option<String>>> {
     let mut faults = vec![None; file.images.len()];
-    let mut lost = 0usize;
+    let (mut lost, mut repeated) = (0usize, HashMap::new());
     for problem in file.problems(Depth::Masks).into_iter().filter(|p| p.fault.stops_training()) {
         // Without categories of their own, no object can be used.
         let fatal = problem.fault == Fault::DuplicateCategory;
@@ -142,13 +143,19 @@ fn faults(file: &Annotations, config: &CocoConfig) -> Result<Vec<Option<String>>
             ));
         }
         match problem.image {
-            // It is not known which of several images with one id an object belongs to.
             Some(index) => {
-                let id = file.images[index].id;
-                let alike = (0..faults.len()).filter(|&i| i == index || file.images[i].id == id);
-                alike.for_each(|i| faults[i] = Some(problem.message.clone()));
+                if problem.fault == Fault::DuplicateImage {
+                    repeated.insert(file.images[index].id, problem.message.clone());
+                }
+                faults[index] = Some(problem.message);
             }
             None => lost += 1,
+        }
+    }
+    // It is not known which of several images with one id an object belongs to.
+    for (fault, image) in faults.iter_mut().zip(&file.images) {
+        if fault.is_none() {
+            *fault = repeated.get(&image.id).cloned();
         }
     }
     if lost > 0 {
