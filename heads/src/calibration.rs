@@ -106,7 +106,7 @@ fn some(count: usize, config: &Config, device: &Device) -> Result<Vec<Tensor>> {
 /// If parts of the validation set have different transforms.
 pub fn training_as_evaluated(config: &Config) -> Result<SplitConfig> {
     Ok(SplitConfig {
-        transforms: config.data.val.common_transforms("data.val")?.to_vec(),
+        transforms: config.data.val_transforms()?.to_vec(),
         ..without_transforms(&config.data.train)
     })
 }

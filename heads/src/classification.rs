@@ -74,8 +74,7 @@ impl ClassPredictor {
         let TaskModel::Classification(model) = model else {
             return Err(Error::usage("the model does not classify images"));
         };
-        let transforms = config.data.val.common_transforms("data.val")?;
-        let pipeline = Pipeline::new(transforms, Labels::OfTheWhole)?;
+        let pipeline = Pipeline::new(config.data.val_transforms()?, Labels::OfTheWhole)?;
         Ok(Self { model, classes, pipeline })
     }
 

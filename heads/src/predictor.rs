@@ -117,8 +117,7 @@ impl Predictor {
     }
 
     fn of(config: &Config, model: Model<SegmentationHead>, classes: Vec<String>) -> Result<Self> {
-        let transforms = config.data.val.common_transforms("data.val")?;
-        let pipeline = Pipeline::new(transforms, Labels::AsOnDisk)?;
+        let pipeline = Pipeline::new(config.data.val_transforms()?, Labels::AsOnDisk)?;
         Ok(Self { model, classes, eval: config.eval.clone(), pipeline })
     }
 

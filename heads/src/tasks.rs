@@ -56,7 +56,7 @@ impl TasksPredictor {
         let TaskModel::Classification(model) = model else {
             return Err(Error::usage("the model does not classify"));
         };
-        let transforms = config.data.val.common_transforms("data.val")?;
+        let transforms = config.data.val_transforms()?;
         let dense = earlier.iter().any(|task| matches!(task.head, AnyHead::Segmentation(_)));
         let labels = if dense { Labels::AsOnDisk } else { Labels::OfTheWhole };
         let pipeline = Pipeline::new(transforms, labels)?;

@@ -14,11 +14,23 @@ use crate::ops;
 use crate::rng::Rng;
 use crate::world::World;
 
+/// The `depth` blocks cut into runs of at most `most`, none of which goes on after a block of `taps`.
+pub(super) fn segments(depth: usize, most: usize, taps: &[usize]) -> Vec<Range<usize>> {
+    let mut segments: Vec<Range<usize>> = Vec::new();
+    for index in 0..depth {
+        match segments.last_mut() {
+            Some(last) if last.len() < most && !taps.contains(&(index - 1)) => last.end = index + 1,
+            _ => segments.push(index..index + 1),
+        }
+    }
+    segments
+}
+
 /// All that the blocks of a training pass must know to run twice alike.
 pub(super) struct Replay {
     trunk: Arc<Trunk>,
     pass: for<'a> fn(&'a StepContext<'a>) -> Pass<'a>,
-    moment: Moment,
+    context: Context,
     /// How tokens are dispatched, and how many precede the patches.
     dispatch: (DispatchConfig, usize),
     places: TokenGrid,
@@ -27,7 +39,7 @@ pub(super) struct Replay {
 }
 
 /// A [`StepContext`] that owns what it consists of.
-struct Moment {
+struct Context {
     training: bool,
     rng: Rng,
     step: u64,
@@ -51,7 +63,7 @@ impl Replay {
             Pass::Complete(ctx) => (ctx, |ctx| Pass::Complete(ctx)),
             _ => return None,
         };
-        let moment = Moment {
+        let context = Context {
             training: ctx.training,
             rng: *ctx.rng,
             step: ctx.step,
@@ -60,7 +72,7 @@ impl Replay {
             world: *ctx.world,
         };
         let dispatch = (dispatch.clone(), prefix);
-        Some(Self { trunk: form.trunk.clone(), pass, moment, dispatch, places, grid })
+        Some(Self { trunk: form.trunk.clone(), pass, context, dispatch, places, grid })
     }
 
     /// The tokens `x` `[B, N, C]` after `blocks`; `selector` records what they decided.
@@ -80,7 +92,7 @@ impl Replay {
 
     /// The tokens after `blocks`, then mask and logit of each dispatcher, `before` of which precede.
     fn run(&self, blocks: Range<usize>, x: &Tensor, before: usize) -> Result<Vec<Tensor>> {
-        let Moment { training, rng, step, progress, samples, world } = &self.moment;
+        let Context { training, rng, step, progress, samples, world } = &self.context;
         let ctx = StepContext {
             training: *training,
             update_stats: false,
@@ -102,5 +114,17 @@ impl Replay {
         let mut found = vec![x];
         found.extend(selector.finish().layers.into_iter().flat_map(|l| [l.mask, l.logit]));
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_end_after_taps_and_as_long_as_allowed() {
+        assert_eq!(segments(7, 3, &[]), [0..3, 3..6, 6..7]);
+        assert_eq!(segments(7, 3, &[1, 4, 6]), [0..2, 2..5, 5..7]);
+        assert_eq!(segments(7, 4, &[]), [0..4, 4..7]);
     }
 }

@@ -1,6 +1,5 @@
 //! The whole transformer: embedding, blocks, final norm.
 
-use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
 use candle_core::{Result, Tensor, bail};
@@ -9,7 +8,7 @@ use super::block::Block;
 use super::layers::{NORM_EPS, layer_norm};
 use super::patch_embed::PatchEmbed;
 use super::roles::Roles;
-use super::segment::Replay;
+use super::segment::{Replay, segments};
 use super::trunk::{Form, Trunk, Trunks};
 use super::{Dims, Features, Pass, TokenGrid, resize_pos_embed};
 use crate::config::{BackboneConfig, DispatchConfig, Inference, TuningConfig};
@@ -225,9 +224,9 @@ impl Vit {
         };
         let places = TokenGrid { grid: padded, frames };
         let replay = Replay::new(form, (&self.dispatch, self.prefix), places, grid);
-        if let Some((segments, replay)) = self.segments().zip(replay) {
+        if let Some((most, replay)) = self.checkpoint_blocks.zip(replay) {
             let replay = Arc::new(replay);
-            for blocks in segments {
+            for blocks in segments(self.dims.depth, most, &self.taps) {
                 x = replay.pass(&blocks, &x, &mut selector)?;
                 look(blocks.end - 1, &x, &added)?;
             }
@@ -245,21 +244,6 @@ impl Vit {
             look(index, &x, &added)?;
         }
         Ok(Passed { tokens: x, added, kept: selector.finish() })
-    }
-
-    /// The blocks that are run twice together: as many as the config allows, and none across a tap.
-    fn segments(&self) -> Option<Vec<Range<usize>>> {
-        let most = self.checkpoint_blocks?;
-        let mut segments: Vec<Range<usize>> = Vec::new();
-        for index in 0..self.dims.depth {
-            match segments.last_mut() {
-                Some(last) if last.len() < most && !self.taps.contains(&(index - 1)) => {
-                    last.end = index + 1;
-                }
-                _ => segments.push(index..index + 1),
-            }
-        }
-        Some(segments)
     }
 
     /// The tokens before the first block, `[B, prefix + P, C]` (class token, registers, prompts, patches), and the grid of
@@ -499,19 +483,6 @@ mod tests {
         let features = vit.forward(&images, &Pass::Infer)?;
         assert_eq!((features.grid, features.maps[0].dims()), ((3, 5), &[1usize, 12, 3, 5][..]));
         Ok(())
-    }
-
-    #[test]
-    fn segments_end_after_taps_and_as_long_as_allowed() {
-        let (dispatch, tuning) = (DispatchConfig::default(), TuningConfig::default());
-        let sizes = BackboneConfig { depth: Some(7), ..backbone() };
-        let segments = |most: usize, taps: &[usize]| {
-            let vit = Vit::new(&sizes, &dispatch, &tuning, taps, &store().root()).unwrap();
-            vit.with_checkpoints(Some(most)).segments().unwrap()
-        };
-        assert_eq!(segments(3, &[]), [0..3, 3..6, 6..7]);
-        assert_eq!(segments(3, &[1, 4, 6]), [0..2, 2..5, 5..7]);
-        assert_eq!(segments(4, &[]), [0..4, 4..7]);
     }
 
     #[test]

@@ -82,6 +82,16 @@ pub struct SplitConfig {
     pub transforms: Vec<TransformConfig>,
 }
 
+impl DataConfig {
+    /// What all validation images go through.
+    ///
+    /// # Errors
+    /// If two parts of the set have different transforms.
+    pub fn val_transforms(&self) -> Result<&[TransformConfig]> {
+        self.val.common_transforms("data.val")
+    }
+}
+
 impl SplitConfig {
     /// The first list of clips among its sets, if it is of videos.
     pub fn clips(&self) -> Option<&VideoListConfig> {
@@ -99,7 +109,7 @@ impl SplitConfig {
     ///
     /// # Errors
     /// If two parts have different transforms.
-    pub fn common_transforms(&self, key: &str) -> Result<&[TransformConfig]> {
+    fn common_transforms(&self, key: &str) -> Result<&[TransformConfig]> {
         let parts = self.concat.as_deref().unwrap_or_default();
         if parts.is_empty() || !self.transforms.is_empty() {
             return Ok(&self.transforms);

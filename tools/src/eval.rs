@@ -66,24 +66,24 @@ pub(crate) fn run(args: Args, world: World) -> Result<ExitCode> {
 /// failure of the evaluation.
 fn write_findings(args: &Args, model: &TaskModel, found: &Evaluation) -> Result<()> {
     let run = args.target.is_dir().then(|| Run::open(&args.target)).transpose()?;
-    let (written, path, what) = match (model, &args.detections, run) {
-        (TaskModel::Detection(_), Some(path), _) => {
-            Detection::write_all(path, &found.detections)?;
-            (Ok(()), path.clone(), format!("{} detections", found.detections.len()))
-        }
-        (TaskModel::Detection(_), None, Some(run)) => {
-            let path = run.detections_path();
-            let written = Detection::write_all(&path, &found.detections);
-            (written, path, format!("{} detections", found.detections.len()))
-        }
-        (TaskModel::Video(_), _, Some(run)) => {
-            let path = run.videos_path();
-            (found.write_videos(&path), path, format!("{} videos", found.videos.len()))
-        }
+    let path = match (model, &args.detections, run) {
+        (TaskModel::Detection(_), Some(path), _) => path.clone(),
+        (TaskModel::Detection(_), None, Some(run)) => run.detections_path(),
+        (TaskModel::Video(_), _, Some(run)) => run.videos_path(),
         _ => return Ok(()),
+    };
+    let (written, what) = match model {
+        TaskModel::Video(_) => {
+            (found.write_videos(&path), format!("{} videos", found.videos.len()))
+        }
+        _ => {
+            let written = Detection::write_all(&path, &found.detections);
+            (written, format!("{} detections", found.detections.len()))
+        }
     };
     match written {
         Ok(()) => tracing::info!("{what} in {}", path.display()),
+        Err(error) if args.detections.as_ref() == Some(&path) => return Err(error.into()),
         Err(error) => tracing::warn!("{what} are not kept: {error}"),
     }
     Ok(())

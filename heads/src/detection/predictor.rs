@@ -66,8 +66,7 @@ impl DetectionPredictor {
             return Err(Error::usage("the model does not detect objects"));
         };
         Detector::new(&model, &config.eval)?;
-        let transforms = config.data.val.common_transforms("data.val")?;
-        let pipeline = Pipeline::new(transforms, Labels::AsOnDisk)?;
+        let pipeline = Pipeline::new(config.data.val_transforms()?, Labels::AsOnDisk)?;
         Ok(Self { model, classes, eval: config.eval, pipeline })
     }
 

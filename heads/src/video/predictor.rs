@@ -91,8 +91,7 @@ impl VideoPredictor {
         let TaskModel::Video(model) = model else {
             return Err(Error::usage("the model does not classify videos"));
         };
-        let transforms = config.data.val.common_transforms("data.val")?;
-        let pipeline = Pipeline::new(transforms, Labels::OfTheWhole)?;
+        let pipeline = Pipeline::new(config.data.val_transforms()?, Labels::OfTheWhole)?;
         let list = video::first_list(&config.data.val)?.clone();
         Ok(Self { model, classes, list, pipeline })
     }
