@@ -114,6 +114,12 @@ impl World {
     }
 }
 
+/// The number of this process among those on its machine, as the launcher says.
+pub fn place_on_machine() -> usize {
+    let names = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"];
+    names.into_iter().find_map(|name| std::env::var(name).ok()?.parse().ok()).unwrap_or(0)
+}
+
 /// How many processes the launcher says it started.
 fn launched() -> usize {
     let size = |name| std::env::var(name).ok()?.parse::<usize>().ok();

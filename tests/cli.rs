@@ -54,6 +54,14 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
 }
 
 #[test]
+fn a_device_that_cannot_do_the_arithmetic_is_refused_before_anything_is_written() {
+    let sandbox = Sandbox::new();
+    let message = sandbox.fails("train segment.yaml --run run device=cpu train.precision=bf16");
+    says(&message, &["`train.precision: bf16` needs a GPU", "take `train.precision: f32`"]);
+    assert!(!sandbox.path("run").exists());
+}
+
+#[test]
 fn every_config_is_read_and_reads_back_identically() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use rescatter::config::load;
+use rescatter::config::{Precision, load};
 use rescatter::engine::Run;
 use rescatter::engine::checkpoint::{Checkpoint, Meta, load_for_inference};
+use rescatter::world::place_on_machine;
 use rescatter::{Error, Result};
 
 use crate::extension::EarlierHead;
@@ -77,12 +78,12 @@ impl Trained {
         if is_config(path) {
             let config: Config = load::load(path, overrides)?;
             let classes = class_names(&config)?;
-            let model = TaskModel::new(&config, classes.len(), &device(&config.device)?)?;
+            let model = TaskModel::new(&config, classes.len(), &device_of(&config)?)?;
             return Ok(Self { config, model, classes, earlier: Vec::new(), step: 0 });
         }
         let (config, checkpoint) = locate(path, which, overrides)?;
         let known = Checkpoint::read(&checkpoint)?.meta;
-        let device = device(&config.device)?;
+        let device = device_of(&config)?;
         let (model, earlier) =
             TaskModel::added_to(&known.earlier, &config, known.classes.len(), &device)?;
         let Meta { classes, step, .. } = match &model {
@@ -132,14 +133,28 @@ fn locate(path: &Path, which: Which, overrides: &[String]) -> Result<(Config, Pa
     })
 }
 
-/// The device that a config names: `auto` takes the first GPU if there is one that works.
+/// The device of a config, which must be able to do the arithmetic that it asks for.
+///
+/// # Errors
+/// If there is no such device, or it cannot.
+pub fn device_of(config: &Config) -> Result<Device> {
+    let device = device(&config.device)?;
+    if config.train.precision != Precision::F32 && device.is_cpu() {
+        return Err(Error::usage("`train.precision: bf16` needs a GPU")
+            .with_hint("take `train.precision: f32`, or name a GPU (`device: cuda:0`)"));
+    }
+    Ok(device)
+}
+
+/// The device that a config names: `auto` takes the first GPU if there is one that works; of several processes on a machine each
+/// takes its own.
 ///
 /// # Errors
 /// If there is no such device.
 pub fn device(name: &str) -> Result<Device> {
     match name {
         "cpu" => Ok(Device::Cpu),
-        "auto" => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+        "auto" => Ok(Device::new_cuda(place_on_machine()).unwrap_or(Device::Cpu)),
         _ => {
             let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
             let number = number.ok_or_else(|| {

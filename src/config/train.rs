@@ -214,6 +214,8 @@ pub enum Precision {
     /// 32 bits throughout.
     #[default]
     F32,
+    /// On a GPU: the factors of products in bfloat16, everything else in 32 bits.
+    Bf16,
 }
 
 /// How predictions are made for evaluation.

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shap
 
 use super::attention_tiles::{Heads, Layer, TableGradient, backward, forward};
 use super::host::{slice, values};
+use super::product::product;
 use super::relative_position::{PlaceTable, RelativePosition};
 use super::sequences::Sequences;
 use super::{count, fusible, softmax};
@@ -17,13 +18,15 @@ use super::{count, fusible, softmax};
 /// If the shapes do not agree.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let width = q.dims4()?.3;
-    let scores =
-        (q.contiguous()? * (width as f64).powf(-0.5))?.matmul(&k.transpose(2, 3)?.contiguous()?)?;
+    let scores = product(
+        &(q.contiguous()? * (width as f64).powf(-0.5))?,
+        &k.transpose(2, 3)?.contiguous()?,
+    )?;
     let scores = match bias {
         Some(bias) => scores.broadcast_add(bias)?,
         None => scores,
     };
-    softmax(&scores)?.matmul(&v.contiguous()?)
+    product(&softmax(&scores)?, &v.contiguous()?)
 }
 
 /// Attention among the tokens of each image; `qkv`: `[B, N, 3C]`, a row holding q, k and v, each `heads × C/heads`;

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shap
 use super::conv2d::{Conv2d, Geometry, channel_sums};
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::{slice, values};
+use super::product::rounded;
 use super::{count, fusible};
 
 /// Transposed convolution of `x` `[B, C, H, W]` with `weight` `[C, O, 2, 2]` and `bias` `[O]` → `[B, O, 2H, 2W]`.
@@ -148,7 +149,8 @@ fn composed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let outputs = weight.dim(1)?;
     let rows = x.reshape((batch, channels, height * width))?;
     let weight = weight.reshape((channels, outputs * 4))?.t()?.contiguous()?;
-    let out = weight.unsqueeze(0)?.broadcast_matmul(&rows)?;
+    let out =
+        rounded([&weight.unsqueeze(0)?, &rows], |[weight, rows]| weight.broadcast_matmul(&rows))?;
     let out = out.reshape(vec![batch, outputs, 2, 2, height, width])?;
     out.permute(vec![0, 1, 4, 2, 5, 3])?.reshape((batch, outputs, 2 * height, 2 * width))
 }

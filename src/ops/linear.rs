@@ -6,6 +6,7 @@ use candle_core::{
 
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::{slice, values};
+use super::product::linear_product;
 use super::rows::{for_row_blocks, sum_rows};
 use super::{count, fusible};
 
@@ -31,7 +32,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     let y = if fusible(&[x, weight, bias.unwrap_or(weight)]) {
         fused(&rows, weight, bias)?
     } else {
-        let y = rows.matmul(&weight.t()?)?;
+        let y = linear_product(&rows, weight)?;
         match bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,

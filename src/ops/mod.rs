@@ -34,6 +34,7 @@ mod mlp_branch;
 mod mlp_rows;
 pub mod optimizer;
 mod pool;
+mod product;
 mod recompute;
 mod relative_position;
 mod rescale;
@@ -76,6 +77,7 @@ pub use losses::{
 };
 pub use mlp_branch::MlpBranch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
+pub use product::in_precision;
 pub(crate) use recompute::recomputed;
 pub use relative_position::{RelativePosition, resize_relative_position};
 pub use rescale::rescale;

@@ -9,10 +9,12 @@ use rescatter::config::Variant;
 use rescatter::data::coco::Detection;
 use rescatter::engine::Run;
 use rescatter::fs;
+use rescatter::ops::in_precision;
 use rescatter::world::World;
 use rescatter_heads::TaskModel;
 use rescatter_heads::evaluation::{Evaluation, Scores};
 use rescatter_heads::kept::per_site;
+use rescatter_heads::run::Trained;
 
 use crate::trained::{Checkpoint, open};
 
@@ -48,7 +50,9 @@ pub(crate) fn run(args: Args, world: World) -> Result<ExitCode> {
             eprint!("\r{done}/{all} images{}", if done == all { "\n" } else { "" });
         }
     };
-    let found = trained.model.evaluate(&trained.config, &trained.classes, world, &progress)?;
+    let Trained { config, model, classes, .. } = &trained;
+    let found =
+        in_precision(config.train.precision, || model.evaluate(config, classes, world, &progress))?;
     if !world.leads() {
         return Ok(ExitCode::SUCCESS);
     }

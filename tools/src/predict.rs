@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use image::{ImageBuffer, ImageFormat, Luma, Rgb, RgbImage};
 use rescatter::data::{self, LabelMap};
+use rescatter::ops::in_precision;
 use rescatter::weights::checkpoint;
 use rescatter::{Error, draw, fs};
 use rescatter_heads::tasks::TasksPredictor;
@@ -77,6 +78,7 @@ impl Args {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     check_output(&args)?;
     let trained = open(&args.run, args.checkpoint, &args.overrides)?.calibrated()?;
+    let precision = trained.config.train.precision;
     let images = match trained.model {
         TaskModel::Video(_) => videos(&args.inputs)?,
         _ => inputs(&args.inputs)?,
@@ -105,7 +107,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     };
     let mut failed = 0;
     for (name, path) in &images {
-        if let Err(error) = writer.one(name, path) {
+        if let Err(error) = in_precision(precision, || writer.one(name, path)) {
             failed += 1;
             eprintln!("error: {error:#}");
         }

@@ -14,11 +14,12 @@ use rescatter::engine::{self, Outcome, Run, Start, Trainer};
 use rescatter::head::Head;
 use rescatter::metrics::coco::{self, IouType};
 use rescatter::model::{Model, TrainedParts};
+use rescatter::ops::in_precision;
 use rescatter::world::World;
 use rescatter_heads::cached::as_tokens;
 use rescatter_heads::detection::{Detector, collector};
 use rescatter_heads::extension::Base;
-use rescatter_heads::run::device;
+use rescatter_heads::run::device_of;
 use rescatter_heads::{CachedFeatures, Config, MaskRcnn, TaskModel, calibration, task};
 use serde_json::Value;
 
@@ -56,6 +57,15 @@ pub(crate) fn run(args: Args, world: World) -> anyhow::Result<ExitCode> {
 
 /// Trains the model of `config` in a folder until it is done or `stop` is set.
 pub(crate) fn train(
+    config: Config,
+    folder: (&Path, Start),
+    world: World,
+    stop: &AtomicBool,
+) -> anyhow::Result<Outcome> {
+    in_precision(config.train.precision, || train_here(config, folder, world, stop))
+}
+
+fn train_here(
     mut config: Config,
     (folder, start): (&Path, Start),
     world: World,
@@ -65,11 +75,11 @@ pub(crate) fn train(
     let begun = Run::resumed_config(folder, start)?;
     task::resolve_epochs(&mut config, world, begun.as_ref())?;
     let config = &config;
+    let device = device_of(config)?;
     let run = Run::claim(folder, config, start)?;
     // The first process writes once all have looked at the folder.
     world.gather(())?;
     let classes = task::class_names(config)?;
-    let device = device(&config.device)?;
     let earlier = base.as_ref().map_or(&[][..], Base::earlier);
     let (task, _) = TaskModel::added_to(earlier, config, classes.len(), &device)?;
     if let Some(base) = &base {

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{Conv2d, Geometry};
+use crate::ops::product::{linear_product, rounded};
 
 /// `x` convolved with `weight`, without a bias.
 pub(super) fn composed(x: &Tensor, weight: &Tensor, geometry: &Geometry) -> Result<Tensor> {
@@ -21,13 +22,16 @@ pub(super) fn composed(x: &Tensor, weight: &Tensor, geometry: &Geometry) -> Resu
 /// candle's own convolution; its gradients are right where both axes leave the same remainder under the stride.
 pub(super) fn library(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Tensor> {
     let Conv2d { stride, padding, dilation, groups } = g.conv;
-    x.contiguous()?.conv2d(&weight.contiguous()?, padding, stride, dilation, groups)
+    rounded([x, weight], |[x, weight]| {
+        x.contiguous()?.conv2d(&weight.contiguous()?, padding, stride, dilation, groups)
+    })
 }
 
 /// A 1×1 convolution is one product per image.
 fn pointwise(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Tensor> {
     let rows = x.reshape((g.batch, g.channels, ()))?;
-    let out = weight.reshape((1, g.outputs, g.channels))?.broadcast_matmul(&rows)?;
+    let weight = weight.reshape((1, g.outputs, g.channels))?;
+    let out = rounded([&weight, &rows], |[weight, rows]| weight.broadcast_matmul(&rows))?;
     out.reshape((g.batch, g.outputs, g.size.0, g.size.1))
 }
 
@@ -38,7 +42,7 @@ fn patches(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Tensor> {
     let x = x.reshape(vec![g.batch, g.channels, oh, kh, ow, kw])?;
     let rows =
         x.permute(vec![0, 2, 4, 1, 3, 5])?.reshape((g.batch * oh * ow, g.channels * kh * kw))?;
-    let out = rows.matmul(&weight.reshape((g.outputs, ()))?.t()?)?;
+    let out = linear_product(&rows, &weight.reshape((g.outputs, ()))?)?;
     out.reshape((g.batch, oh * ow, g.outputs))?
         .transpose(1, 2)?
         .contiguous()?
@@ -59,7 +63,8 @@ fn columns(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Tensor> {
     let depth = g.channels / groups * kh * kw;
     let x = x.reshape((g.batch, groups, depth, oh * ow))?;
     let weight = weight.reshape((1, groups, g.outputs / groups, depth))?;
-    weight.broadcast_matmul(&x)?.reshape((g.batch, g.outputs, oh, ow))
+    let out = rounded([&weight, &x], |[weight, x]| weight.broadcast_matmul(&x))?;
+    out.reshape((g.batch, g.outputs, oh, ow))
 }
 
 /// For every tap of the kernel the padded positions that the outputs see through it.
