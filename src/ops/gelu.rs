@@ -4,13 +4,16 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
 use super::host::{slice, values};
 use super::rows::for_row_blocks;
-use super::{count, fusible, vector};
+use super::{count, fusible, gpu, vector};
 
 /// x/2 · (1 + erf(x / √2)).
 ///
 /// # Errors
 /// If the type is not a floating-point type.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if gpu::runs(&[x]) {
+        return gpu::gelu(x);
+    }
     if fusible(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
 }
 

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, D, Device, Layout, Result, S
 use super::host::{slice, values};
 use super::rows::{for_row_blocks, sum_rows};
 use super::vector::{sum_of, vectorised};
-use super::{count, fusible};
+use super::{count, fusible, gpu};
 
 /// (x − mean) / √(var + eps) · weight + bias over the last axis, variance with divisor C; `x`: `[…, C]`, weight and bias
 /// `[C]`.
@@ -20,6 +20,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
             weight.dims(),
             bias.dims()
         );
+    }
+    if gpu::runs(&[x, weight, bias]) {
+        return gpu::layer_norm(x, weight, bias, eps);
     }
     if fusible(&[x, weight, bias]) {
         let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);

@@ -1,8 +1,8 @@
 //! Differentiable tensor operations, one file per operation: a *composed* definition from candle's primitives (right on
 //! every device and in f64) and, where it pays, a *fused* kernel for f32 on the CPU with its own backward pass.
 //!
-//! The fused form runs when every tensor is f32 on the CPU; [`composed`] switches it off for a comparison, and
-//! [`kernel_calls`] tells whether it ran.
+//! The fused form runs when every tensor is f32 on the CPU, a CUDA kernel (`gpu`) where there is one and every tensor is f32 on
+//! a GPU; [`composed`] switches both off for a comparison, and [`kernel_calls`] tells whether they ran.
 
 mod activation;
 mod add;
@@ -22,6 +22,7 @@ mod conv_transpose;
 mod dropout;
 mod gelu;
 pub mod gemm;
+mod gpu;
 pub mod gradcheck;
 pub(crate) mod host;
 mod layer_norm;
@@ -122,5 +123,6 @@ fn are_composed() -> bool {
 
 /// Whether a fused kernel may run on these tensors: all f32 on the CPU, and not inside [`composed`].
 pub(crate) fn fusible(tensors: &[&Tensor]) -> bool {
-    !are_composed() && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    let at_home = |t: &&Tensor| t.device().is_cpu() && t.dtype() == DType::F32;
+    !are_composed() && !gpu::emulated() && tensors.iter().all(at_home)
 }

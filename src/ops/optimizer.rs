@@ -5,7 +5,7 @@ use std::cell::Cell;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::{count, fusible, host};
+use super::{count, fusible, gpu, host};
 
 /// Values per task. Fixed, so that sums do not depend on the number of threads.
 const CHUNK: usize = 1 << 14;
@@ -51,20 +51,24 @@ pub fn adamw(parameter: &Var, moments: [&Var; 2], gradient: &Tensor, s: &AdamWSt
     let corrections = s.betas.map(|beta| 1.0 - beta.powf(s.step as f64));
     let rate = s.lr / corrections[0];
     same_shape(&[parameter, m, v], gradient)?;
+    let (shrink, root) = (1.0 - s.lr * s.weight_decay, 1.0 / corrections[1].sqrt());
+    if gpu::runs(&[parameter, m, v, gradient]) {
+        let factors = [beta1, beta2, shrink, rate, root, s.eps, s.gradient_scale];
+        return gpu::adamw(parameter, moments, gradient, factors);
+    }
     if !fusible(&[parameter, m, v, gradient]) {
         let g = (gradient * s.gradient_scale)?;
         m.set(&((m.as_detached_tensor() * beta1)? + (&g * (1.0 - beta1))?)?)?;
         v.set(&((v.as_detached_tensor() * beta2)? + (g.sqr()? * (1.0 - beta2))?)?)?;
         let denominator = ((v.as_detached_tensor() / corrections[1])?.sqrt()? + s.eps)?;
         let moved = ((m.as_detached_tensor() * rate)? / denominator)?;
-        return parameter
-            .set(&((parameter.as_detached_tensor() * (1.0 - s.lr * s.weight_decay))? - moved)?);
+        return parameter.set(&((parameter.as_detached_tensor() * shrink)? - moved)?);
     }
     count("adamw");
-    let shrink = (1.0 - s.lr * s.weight_decay) as f32;
+    let shrink = shrink as f32;
     let (b1, b2, c1, c2) = (beta1 as f32, beta2 as f32, (1.0 - beta1) as f32, (1.0 - beta2) as f32);
     let (rate, root, eps, scale) =
-        (rate as f32, (1.0 / corrections[1].sqrt()) as f32, s.eps as f32, s.gradient_scale as f32);
+        (rate as f32, root as f32, s.eps as f32, s.gradient_scale as f32);
     let gradient = gradient.contiguous()?;
     let g = host::values(&gradient)?;
     in_place(parameter, |p| {
@@ -243,6 +247,29 @@ mod tests {
 
     fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
         (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn the_gpus_adamw_equals_the_composed_one() -> Result<()> {
+        let inputs = [values(300, 1), values(300, 2)];
+        crate::ops::gpu::emulator::assert_kernel("adamw", 1e-6, &inputs, |t| {
+            let var = |t: &Tensor| Var::from_tensor(&t.detach());
+            let vars = [var(&t[0])?, var(&t[0].zeros_like()?)?, var(&t[0].zeros_like()?)?];
+            let s = AdamWStep {
+                lr: 0.01,
+                betas: [0.9, 0.999],
+                eps: 1e-8,
+                weight_decay: 0.05,
+                step: 2,
+                gradient_scale: 0.3,
+            };
+            for _ in 0..3 {
+                adamw(&vars[0], [&vars[1], &vars[2]], &t[1].detach(), &s)?;
+            }
+            let after = Tensor::stack(&vars.map(|v| v.as_detached_tensor()), 0)?;
+            // The inputs take part, so that they have gradients to compare.
+            after.broadcast_add(&(&t[0] + &t[1])?)
+        })
     }
 
     /// An odd size over several chunks; three steps, so that the state matters.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::host::{slice, values};
 use super::rows::scratch;
 use super::vector::vectorised;
-use super::{count, fusible};
+use super::{count, fusible, gpu};
 
 /// One output of an axis: weights on neighbouring inputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +72,9 @@ impl Axis {
 
 /// `x` `[B, C, H, W]` → `[B, C, rows, columns]`.
 pub(super) fn separable(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
+    if gpu::runs(&[x]) && x.elem_count() > 0 {
+        return gpu::separable(x, rows, columns);
+    }
     if fusible(&[x]) && x.elem_count() > 0 {
         return x
             .contiguous()?
@@ -140,6 +143,11 @@ impl Dense {
 
     pub(super) fn outputs(&self) -> usize {
         self.start.len()
+    }
+
+    /// `[outputs, taps]`.
+    pub(super) fn weights(&self) -> &[f32] {
+        &self.weights
     }
 
     /// One line: y\[j\] = Σ weights\[j, t\] · x\[start\[j\] + t\].

@@ -5,13 +5,16 @@ use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tenso
 use super::host::{slice, values};
 use super::rows::for_row_blocks;
 use super::vector::{exp, map_sum, max, sum_of, vectorised};
-use super::{count, fusible};
+use super::{count, fusible, gpu};
 
 /// Softmax over the last axis.
 ///
 /// # Errors
 /// If `x` has no axis.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    if gpu::runs(&[x]) && x.elem_count() > 0 {
+        return gpu::softmax(x);
+    }
     if fusible(&[x]) && x.elem_count() > 0 {
         let width = x.dim(D::Minus1)?;
         return x.contiguous()?.apply_op1(Softmax { width });

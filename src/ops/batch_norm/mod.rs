@@ -8,8 +8,8 @@ use candle_core::{Device, Result, Tensor, Var, bail};
 
 use self::fused::{Fused, Source, Stats};
 use super::activation::Activation;
-use super::fusible;
 use super::host::values;
+use super::{fusible, gpu};
 use crate::head::StepContext;
 use crate::params::{Init, Scope};
 use crate::world::World;
@@ -108,9 +108,11 @@ impl BatchNorm {
                 x.dims()
             );
         }
-        if fusible(&[x, &self.weight, &self.bias, &self.running_mean, &self.running_var])
-            && count > 0
-        {
+        let all = [x, &self.weight, &self.bias, &self.running_mean, &self.running_var];
+        if gpu::runs(&all) && count > 0 {
+            return self.on_gpu(x, count, mode, activation);
+        }
+        if fusible(&all) && count > 0 {
             return self.fused(x, mode, activation);
         }
         let y = match mode {
@@ -145,6 +147,26 @@ impl BatchNorm {
         Ok(y)
     }
 
+    fn on_gpu(
+        &self,
+        x: &Tensor,
+        count: usize,
+        mode: NormMode,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let floor = activation.floor();
+        let norm = gpu::Norm { weight: &self.weight, bias: &self.bias, eps: self.eps, floor };
+        let NormMode::Batch { update, world } = mode else {
+            let running = [&self.running_mean, &self.running_var].map(|v| v.as_detached_tensor());
+            return gpu::batch_norm(x, running.into(), gpu::Statistics::Given, &norm);
+        };
+        let (mean, var) = gpu::channel_statistics(x, world)?;
+        if update {
+            self.follow(&mean, &(&var * (count as f64 / (count as f64 - 1.0)))?)?;
+        }
+        gpu::batch_norm(x, (mean, var), gpu::Statistics::Batch(world), &norm)
+    }
+
     fn running(&self, x: &Tensor) -> Result<Tensor> {
         let shape = (1, x.dim(1)?, 1, 1);
         let mean = self.running_mean.as_detached_tensor().reshape(shape)?;
@@ -154,7 +176,7 @@ impl BatchNorm {
 
     fn batch(&self, x: &Tensor, count: usize, mode: NormMode) -> Result<Tensor> {
         if let NormMode::Batch { world: World { size: 2.., .. }, .. } = mode {
-            bail!("batch_norm: several processes share a batch in f32 on the CPU only");
+            bail!("batch_norm: several processes share a batch in f32 only");
         }
         let mean = x.mean_keepdim((0, 2, 3))?;
         let centred = x.broadcast_sub(&mean)?;

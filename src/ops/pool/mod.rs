@@ -4,8 +4,8 @@ mod max;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::fusible;
 use super::separable::{Axis, separable};
+use super::{fusible, gpu};
 
 /// The largest value of every window; padding counts as −∞, windows that do not fit are left out.
 /// The gradient goes to the first of equal values. `padding` ≤ `kernel` / 2.
@@ -20,6 +20,10 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
         );
     }
     let windows = Windows { kernel, stride, padding };
+    if gpu::runs(&[x]) && x.elem_count() > 0 {
+        let size = (windows.outputs(height), windows.outputs(width));
+        return gpu::max_pool2d(x, size, (kernel, stride, padding));
+    }
     if fusible(&[x]) && x.elem_count() > 0 {
         return x.contiguous()?.apply_op1(max::MaxPool(windows));
     }

@@ -4,7 +4,7 @@ use super::RoiAlign;
 
 /// The weights of the bins of one region along one axis; those of a bin are for neighbouring pixels.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Axis {
+pub(in crate::ops) struct Axis {
     bins: Vec<Bin>,
     weights: Vec<f32>,
 }
@@ -21,7 +21,7 @@ struct Bin {
 impl Axis {
     /// Of a region from `low` to `high` (in pixels of the input) on an axis of `pixels` of the map. Computed in f32 and in the
     /// usual order of operations, because the number of samples is a rounded quotient.
-    pub(super) fn new(low: f32, high: f32, pixels: usize, options: RoiAlign) -> Self {
+    pub(in crate::ops) fn new(low: f32, high: f32, pixels: usize, options: RoiAlign) -> Self {
         let start = low * options.scale - 0.5;
         let length = high * options.scale - 0.5 - start;
         let bin = length / options.size as f32;
@@ -59,6 +59,11 @@ impl Axis {
     pub(super) fn bin(&self, i: usize) -> (usize, &[f32]) {
         let Bin { first, start, count } = self.bins[i];
         (first as usize, &self.weights[start as usize..(start + count) as usize])
+    }
+
+    /// First pixel and weights of every bin.
+    pub(in crate::ops) fn bins(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        (0..self.bins.len()).map(|i| self.bin(i))
     }
 
     /// The pixels that any bin sees.

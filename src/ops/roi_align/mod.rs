@@ -10,8 +10,8 @@ mod kernel;
 
 use candle_core::{Result, Tensor, bail};
 
-use self::axis::Axis;
-use super::fusible;
+pub(super) use self::axis::Axis;
+use super::{fusible, gpu};
 pub use bitmap::roi_align_bitmap;
 
 /// A region of an image of the batch.
@@ -54,6 +54,9 @@ pub fn roi_align(map: &Tensor, rois: &[Roi], options: RoiAlign) -> Result<Tensor
     let size = options.size;
     if rois.is_empty() || map.elem_count() == 0 || size == 0 {
         return Tensor::zeros((rois.len(), channels, size, size), map.dtype(), map.device());
+    }
+    if gpu::runs(&[map]) {
+        return gpu::roi_align(map, rois, options);
     }
     if fusible(&[map]) {
         return map.contiguous()?.apply_op1(kernel::Kernel::new(rois, options, (height, width)));

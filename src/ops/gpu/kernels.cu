@@ -1,0 +1,10 @@
+// Every kernel, as one unit: nvcc makes PTX of it for the binary, a C++ compiler (with emulate.h before it) what the tests run.
+#include "common.cuh"
+#include "adamw.cu"
+#include "batch_norm.cu"
+#include "gelu.cu"
+#include "layer_norm.cu"
+#include "max_pool2d.cu"
+#include "roi_align.cu"
+#include "separable.cu"
+#include "softmax.cu"

@@ -1,0 +1,45 @@
+//! CUDA kernels for what candle lacks or does slowly on a GPU: a `.cu` file per operation with the Rust file that calls it.
+//!
+//! Every kernel is held equal to the composed definition of its operation, value and gradient. Without a GPU the same calls run
+//! in an emulator in the tests: `emulate.h` makes C++ of the same sources.
+
+mod adamw;
+mod batch_norm;
+mod call;
+#[cfg(test)]
+pub(super) mod emulator;
+mod gelu;
+mod graph;
+mod layer_norm;
+mod max_pool2d;
+mod roi_align;
+mod separable;
+mod softmax;
+
+use candle_core::{DType, Tensor};
+
+pub(super) use self::adamw::adamw;
+pub(super) use self::batch_norm::{Norm, Statistics, batch_norm, channel_statistics};
+pub(super) use self::gelu::gelu;
+pub(super) use self::layer_norm::layer_norm;
+pub(super) use self::max_pool2d::max_pool2d;
+pub(super) use self::roi_align::roi_align;
+pub(super) use self::separable::separable;
+pub(super) use self::softmax::softmax;
+use super::are_composed;
+
+/// Whether the kernels may run on these tensors: all f32 on one GPU, not inside [`composed`](super::composed).
+pub(super) fn runs(tensors: &[&Tensor]) -> bool {
+    let at_home = |t: &&Tensor| t.device().is_cuda() || emulated();
+    !are_composed() && tensors.iter().all(|t| at_home(t) && t.dtype() == DType::F32)
+}
+
+#[cfg(test)]
+pub(super) fn emulated() -> bool {
+    emulator::is_on()
+}
+
+#[cfg(not(test))]
+pub(super) fn emulated() -> bool {
+    false
+}
