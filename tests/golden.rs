@@ -1,4 +1,5 @@
-//! Every reference file in `tests/fixtures` agrees with this implementation, through `rescatter verify` itself.
+//! Every reference file in `tests/fixtures` agrees with this implementation, through `rescatter verify` itself; on the GPU that
+//! `RESCATTER_TEST_DEVICE` names (`cuda:0`), else on the CPU.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
@@ -15,9 +16,10 @@ fn verify(prefixes: &[&str], count: usize) {
     let mut files: Vec<_> = entries.filter(|path| wanted(path)).collect();
     files.sort();
     assert_eq!(files.len(), count, "reference files {prefixes:?} in {}", folder.display());
+    let device = std::env::var("RESCATTER_TEST_DEVICE").unwrap_or("cpu".into());
     let output = assert_cmd::Command::cargo_bin("rescatter")
         .unwrap()
-        .arg("verify")
+        .args(["verify", "--device", &device])
         .args(&files)
         .output()
         .unwrap();

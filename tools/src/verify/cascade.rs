@@ -49,7 +49,7 @@ fn gradients(
 
 /// `conv_box_head`: scores and deltas of pooled regions.
 pub(super) fn conv_box_head(fixture: &Fixture) -> Result<Option<Outputs>> {
-    let store = Fixture::store();
+    let store = fixture.store();
     let (config, classes) = (box_head(fixture)?, fixture.hyper::<usize>("num_classes")?);
     let boxes = if config.class_agnostic { 1 } else { classes };
     let sizes = (fixture.hyper("channels")?, classes - 1, boxes);
@@ -68,7 +68,7 @@ pub(super) fn conv_box_head(fixture: &Fixture) -> Result<Option<Outputs>> {
 
 /// `norm_mask_head`: mask logits of all classes, and those of each region's own class with their gradients.
 pub(super) fn norm_mask_head(fixture: &Fixture) -> Result<Option<Outputs>> {
-    let store = Fixture::store();
+    let store = fixture.store();
     let config = MaskHeadConfig {
         convs: fixture.hyper("convs")?,
         dim: fixture.hyper("dim")?,
@@ -109,7 +109,7 @@ fn cascade(fixture: &Fixture) -> Result<(RoiHeads, MaskRcnnConfig, ParamStore)> 
         ..MaskRcnnConfig::default()
     };
     config.check()?;
-    let store = Fixture::store();
+    let store = fixture.store();
     let strides: Vec<f32> = fixture.hyper("strides")?;
     let classes = fixture.hyper::<usize>("num_classes")? - 1;
     let mut heads = RoiHeads::new(&config, classes, &strides, &store.root().pp("roi_heads"))?;
@@ -166,7 +166,7 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
         matched: matched.into_iter().map(|i| i as usize).collect(),
     };
     let mut outputs = Outputs::new();
-    let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+    let mut loss = Tensor::zeros((), DType::F32, fixture.device())?;
     for term in heads.losses(&levels, regions, &objects)? {
         let name = match term.name.rsplit_once('.') {
             Some(("roi.class", stage)) => format!("output.loss_classifier.{stage}"),

@@ -19,10 +19,12 @@ pub(super) struct Fixture {
     /// Largest allowed |difference| per expected tensor.
     pub(super) tolerances: BTreeMap<String, f64>,
     tensors: HashMap<String, Tensor>,
+    device: Device,
 }
 
 impl Fixture {
-    pub(super) fn read(path: &Path) -> Result<Self> {
+    /// Reads a file to a device.
+    pub(super) fn read(path: &Path, device: &Device) -> Result<Self> {
         let bytes =
             std::fs::read(path).map_err(|error| rescatter::Error::io("read", path, error))?;
         let (_, header) =
@@ -37,8 +39,14 @@ impl Fixture {
             kind: entry("kind")?.clone(),
             hyper: serde_json::from_str(entry("hyper")?)?,
             tolerances: serde_json::from_str(entry("tolerances")?)?,
-            tensors: candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?,
+            tensors: candle_core::safetensors::load_buffer(&bytes, device)?,
+            device: device.clone(),
         })
+    }
+
+    /// Where the tensors are.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The tensor `name` of the file.
@@ -123,7 +131,7 @@ impl Fixture {
     }
 
     /// An empty store for a model that gets the file's weights.
-    pub(super) fn store() -> ParamStore {
-        ParamStore::new(&Device::Cpu, DType::F32, 0)
+    pub(super) fn store(&self) -> ParamStore {
+        ParamStore::new(&self.device, DType::F32, 0)
     }
 }

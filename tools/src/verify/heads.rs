@@ -35,7 +35,7 @@ impl Heads {
             dropout: 0.0,
             classes,
         };
-        let store = Fixture::store();
+        let store = fixture.store();
         let aux = (input[2], fixture.hyper("aux_channels")?, classes);
         let decode = DecodeHead::new(&shape, &store.root().pp("decode_head"))?;
         let auxiliary = FcnHead::new(aux, 0.0, &store.root().pp("auxiliary_head"))?;

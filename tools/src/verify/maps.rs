@@ -51,7 +51,7 @@ pub(super) fn resize(fixture: &Fixture) -> Result<Option<Outputs>> {
 
 /// `simple_fpn`: p2 … p6 and all gradients for the given upstream ones.
 pub(super) fn simple_fpn(fixture: &Fixture) -> Result<Option<Outputs>> {
-    let store = Fixture::store();
+    let store = fixture.store();
     let (dim, channels) = (fixture.hyper("dim")?, fixture.hyper("channels")?);
     let pyramid = SimplePyramid::new(dim, channels, &store.root())?;
     fixture.load_into(&store)?;

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use fixture::Fixture;
@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Reference files.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// Where they are computed: `auto`, `cpu` or `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Print one JSON array instead of a table.
     #[arg(long)]
     json: bool,
@@ -80,9 +83,10 @@ fn compute(fixture: &Fixture) -> Result<Option<Outputs>> {
 /// Runs `rescatter verify`.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let mut out = std::io::stdout().lock();
+    let device = rescatter_heads::run::device(&args.device)?;
     let mut reports = Vec::new();
     for path in &args.files {
-        let report = verify(path);
+        let report = verify(path, &device);
         if !args.json {
             report.print(&mut out)?;
         }
@@ -120,9 +124,9 @@ struct Comparison {
     passed: bool,
 }
 
-fn verify(path: &Path) -> Report {
+fn verify(path: &Path, device: &Device) -> Report {
     let file = path.display().to_string();
-    let (kind, result) = match Fixture::read(path) {
+    let (kind, result) = match Fixture::read(path, device) {
         Ok(fixture) => (fixture.kind.clone(), compare_all(&fixture)),
         Err(error) => (String::new(), Err(error)),
     };

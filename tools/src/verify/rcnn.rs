@@ -35,7 +35,7 @@ impl Net {
     fn new(fixture: &Fixture) -> Result<Self> {
         let config = config(fixture)?;
         let strides: Vec<f32> = fixture.hyper("strides")?;
-        let store = Fixture::store();
+        let store = fixture.store();
         let ratios = config.anchors.ratios.len();
         let scope = store.root().pp("rpn").pp("head");
         let rpn = RpnHead::new(config.channels, ratios, 1, &scope)?;
@@ -211,7 +211,7 @@ pub(super) fn losses(fixture: &Fixture) -> Result<Option<Outputs>> {
     outputs.insert("output.mask_target".into(), mask_target(&regions, &objects)?);
     let mut terms = rpn::losses(&net.rpn, &levels, &sampled, fixture.hyper("rpn_beta")?)?.to_vec();
     terms.extend(net.roi_heads.losses(&levels, regions, &objects)?);
-    let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+    let mut loss = Tensor::zeros((), DType::F32, fixture.device())?;
     for term in terms {
         let name = match term.name {
             "rpn.objectness" => "loss_objectness",

@@ -11,7 +11,7 @@ use super::{Fixture, Outputs};
 /// The query over all frames and the classifier, behind the norm that in a whole model is the backbone's last.
 pub(super) fn head(fixture: &Fixture) -> Result<Option<Outputs>> {
     let (dim, classes): (usize, usize) = (fixture.hyper("dim")?, fixture.hyper("num_classes")?);
-    let store = Fixture::store();
+    let store = fixture.store();
     let (norm, head) = (store.root().pp("norm"), store.root().pp("head"));
     let norm =
         [norm.param("weight", dim, Init::Const(1.0))?, norm.param("bias", dim, Init::Const(0.0))?];

@@ -66,7 +66,7 @@ fn class_token(tokens: &Tensor) -> Result<Tensor> {
 
 /// Every method but memory.
 pub(super) fn classifier(fixture: &Fixture) -> Result<Option<Outputs>> {
-    let (store, dispatch) = (Fixture::store(), DispatchConfig::default());
+    let (store, dispatch) = (fixture.store(), DispatchConfig::default());
     let root = store.root();
     let vit = Vit::new(&backbone(fixture)?, &dispatch, &method(fixture)?, &[], &root)?;
     let head = Classifier::new(fixture.hyper("num_classes")?, vit.dims().dim, &root.pp("head"))?;
@@ -103,7 +103,7 @@ fn merged(vit: &Vit, store: &ParamStore, outputs: &mut Outputs) -> Result<()> {
 pub(super) fn memory(fixture: &Fixture) -> Result<Option<Outputs>> {
     let (rows, classes): (Vec<usize>, Vec<usize>) =
         (fixture.hyper("memory")?, fixture.hyper("num_classes")?);
-    let (store, dispatch, cfg) = (Fixture::store(), DispatchConfig::default(), backbone(fixture)?);
+    let (store, dispatch, cfg) = (fixture.store(), DispatchConfig::default(), backbone(fixture)?);
     let root = store.root();
     let (before_norm, patches_read) =
         (fixture.hyper("before_norm")?, fixture.hyper("patch_reads_memory")?);

@@ -40,7 +40,7 @@ impl Net {
         };
         let dispatch = DispatchConfig { variant, tome, ..DispatchConfig::default() };
         let tuning = TuningConfig { adapter: Some(adapter), ..TuningConfig::default() };
-        let store = Fixture::store();
+        let store = fixture.store();
         let vit = Vit::new(&backbone, &dispatch, &tuning, taps, &store.root())?;
         let (classes, scope) = (fixture.hyper::<usize>("num_classes")?, store.root().pp("head"));
         let head = (

@@ -40,7 +40,7 @@ pub(super) fn vitdet(fixture: &Fixture) -> Result<Option<Outputs>> {
     let (cfg, dispatch) = (config(fixture)?, DispatchConfig::default());
     let image = Var::from_tensor(&fixture.input("image")?)?;
     let mut outputs = Outputs::new();
-    let store = Fixture::store();
+    let store = fixture.store();
     let tuning = TuningConfig { backbone: BackboneTuning::Full, ..TuningConfig::default() };
     let trained = Vit::new(&cfg, &dispatch, &tuning, &[], &store.root())?;
     fixture.load_into(&store)?;
