@@ -14,6 +14,7 @@ use rescatter::config::{DispatchConfig, Inference, Variant};
 use rescatter::dispatch::{KeptStats, calibrate_clips};
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::head::{Head, ImageMeta};
+use rescatter::ops::in_precision;
 use rescatter::rng::{Purpose, Rng};
 use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
@@ -69,6 +70,10 @@ fn size(text: &str) -> Result<(usize, usize), String> {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.batch > 0 && args.repeat > 0, "--batch and --repeat must be at least 1");
     let trained = Trained::open(&args.target, args.checkpoint.into(), &args.overrides)?;
+    in_precision(trained.config.train.precision, || measure(&args, &trained))
+}
+
+fn measure(args: &Args, trained: &Trained) -> Result<ExitCode> {
     let config = &trained.config;
     let [rows, columns] = config.backbone.pos_embed_grid;
     let patch = config.backbone.patch_size;
@@ -77,7 +82,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let frames = config.data.train.frames();
         let images = noise(args.batch * frames, size, trained.model.params().device())?;
         let (batch, repeat) = (args.batch, args.repeat);
-        let report = step::Bench { trained: &trained, images, batch, size, repeat }.measure()?;
+        let report = step::Bench { trained, images, batch, size, repeat }.measure()?;
         if args.json {
             print_json(&report)?
         } else {
@@ -85,10 +90,6 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    ensure!(
-        config.dispatch.variant != Variant::None,
-        "the model skips nothing: `dispatch.variant` is `none`"
-    );
     let share = args.kept.unwrap_or(match config.dispatch.inference {
         Inference::Threshold => config.dispatch.target_rate,
         Inference::TopK(share) | Inference::Calibrated(share) => share,
@@ -96,12 +97,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !(0.0..=1.0).contains(&share) {
         bail!("--kept is a share between 0 and 1, got {share}");
     }
-    let bench = Bench::new(&trained, share, (args.batch, size))?;
+    let bench = Bench::new(trained, share, (args.batch, size))?;
     let mut sides = bench.measure(args.repeat)?;
     if args.profile {
         bench.profile(args.repeat, &mut sides)?;
     }
-    let report = Report::new(&trained, (args.batch, size), sides)?;
+    let report = Report::new(trained, (args.batch, size), sides)?;
     if args.json {
         print_json(&report)?
     } else {
@@ -110,11 +111,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Two backbones over the same weights, and the images that both see.
+/// Two backbones over the same weights, or the only one where nothing is skipped, and the images that both see.
 struct Bench<'a> {
     model: &'a TaskModel,
     dense: Vit,
-    skipping: Vit,
+    skipping: Option<Vit>,
     images: Tensor,
     /// Frames per clip; 1 for images.
     frames: usize,
@@ -141,10 +142,12 @@ impl<'a> Bench<'a> {
         let all = DispatchConfig { target_rate: 1.0, ..dispatch.clone() };
         let scope = model.params().root().pp("backbone");
         let vit = |dispatch| Vit::new(&config.backbone, dispatch, &config.tuning, &taps, &scope);
-        let (dense, skipping) = (vit(&all)?, vit(&dispatch)?);
-        if skipping.dispatchers() > 0 {
+        let dense = vit(&all)?;
+        let skips = dispatch.variant != Variant::None;
+        let skipping = if skips { Some(vit(&dispatch)?) } else { None };
+        if let Some(skipping) = skipping.as_ref().filter(|vit| vit.dispatchers() > 0) {
             dense.set_thresholds(vec![f32::NEG_INFINITY; dense.dispatchers()]);
-            calibrate_clips(&skipping, std::slice::from_ref(&images), frames, share)?;
+            calibrate_clips(skipping, std::slice::from_ref(&images), frames, share)?;
         }
         let meta = ImageMeta { name: String::new(), original: size, input: size, flipped: false };
         Ok(Self { model, dense, skipping, images, frames, meta })
@@ -152,12 +155,10 @@ impl<'a> Bench<'a> {
 
     /// Both kinds in turn, so that a slower minute of the machine hits both.
     fn measure(&self, repeat: usize) -> Result<Sides> {
-        let mut sides =
-            Sides { skipping: self.first(&self.skipping)?, dense: self.first(&self.dense)? };
+        let skipping = self.skipping.as_ref().map(|vit| self.first(vit)).transpose()?;
+        let mut sides = Sides { dense: self.first(&self.dense)?, skipping };
         for _ in 0..repeat {
-            for (vit, side) in
-                [(&self.dense, &mut sides.dense), (&self.skipping, &mut sides.skipping)]
-            {
+            for (vit, side) in self.with(&mut sides) {
                 let (backbone, whole, _) = self.pass(vit)?;
                 side.backbone.push(backbone);
                 side.whole.push(whole);
@@ -166,12 +167,16 @@ impl<'a> Bench<'a> {
         Ok(sides)
     }
 
+    /// Each backbone with its side.
+    fn with<'s>(&'s self, sides: &'s mut Sides) -> impl Iterator<Item = (&'s Vit, &'s mut Side)> {
+        let skipping = self.skipping.iter().zip(&mut sides.skipping);
+        std::iter::once((&self.dense, &mut sides.dense)).chain(skipping)
+    }
+
     /// Seconds per block, the embedding counted with the first; both kinds in turn.
     fn profile(&self, repeat: usize, sides: &mut Sides) -> Result<()> {
         for _ in 0..repeat {
-            for (vit, side) in
-                [(&self.dense, &mut sides.dense), (&self.skipping, &mut sides.skipping)]
-            {
+            for (vit, side) in self.with(sides) {
                 let (mut last, mut blocks) = (Instant::now(), Vec::new());
                 vit.visit_clips(&self.images, self.frames, &Pass::Infer, |_, x| {
                     x.device().synchronize()?;

@@ -24,10 +24,10 @@ pub(super) struct Side {
     pub(super) peak_memory_bytes: Option<u64>,
 }
 
-/// The dense model beside the skipping one.
+/// The dense model beside the skipping one, if the model skips anything.
 pub(super) struct Sides {
     pub(super) dense: Side,
-    pub(super) skipping: Side,
+    pub(super) skipping: Option<Side>,
 }
 
 /// Everything that is printed.
@@ -35,9 +35,8 @@ pub(super) struct Sides {
 pub(super) struct Report {
     #[serde(flatten)]
     setting: Setting,
-    /// Share of the patch tokens that the skipping model works on.
-    kept: f64,
-    kept_per_layer: Vec<f64>,
+    #[serde(flatten)]
+    kept: Option<Kept>,
     #[serde(skip)]
     variant: Variant,
     backbone: Comparison,
@@ -46,18 +45,30 @@ pub(super) struct Report {
     blocks: Vec<BlockTimes>,
 }
 
+/// Who works in the skipping model.
+#[derive(Serialize)]
+struct Kept {
+    /// Share of the patch tokens that it works on.
+    kept: f64,
+    kept_per_layer: Vec<f64>,
+}
+
 /// One block of both models; the first with the embedding.
 #[derive(Serialize)]
 struct BlockTimes {
     dense: Times,
-    skipping: Times,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipping: Option<Times>,
 }
 
 /// Dense beside skipping.
 #[derive(Serialize)]
 struct Comparison {
     dense: Figures,
-    skipping: Figures,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipping: Option<Figures>,
+    #[serde(skip)]
+    time_saved: Option<f64>,
     /// Share of the time that skipping saves over the share of the multiply-adds; 1 is ideal.
     time_saved_over_flops_saved: Option<f64>,
 }
@@ -86,19 +97,17 @@ impl Report {
             let gmacs = gmacs(trained, size, &side.kept_per_layer, part)?;
             Ok(Figures::new(batch, seconds, gmacs, side.peak_memory_bytes))
         };
+        let compare = |part: Part, seconds: fn(&Side) -> &[f64]| -> Result<Comparison> {
+            let line = |side: &Side| line(side, part, seconds(side));
+            Ok(Comparison::new(line(&dense)?, skipping.as_ref().map(line).transpose()?))
+        };
         Ok(Self {
             setting: Setting::new(size, batch, dense.whole.len()),
-            backbone: Comparison::new(
-                line(&dense, Part::Backbone, &dense.backbone)?,
-                line(&skipping, Part::Backbone, &skipping.backbone)?,
-            ),
-            whole: Comparison::new(
-                line(&dense, Part::Whole, &dense.whole)?,
-                line(&skipping, Part::Whole, &skipping.whole)?,
-            ),
-            blocks: block_times(&dense.blocks, &skipping.blocks),
-            kept: skipping.kept,
-            kept_per_layer: skipping.kept_per_layer,
+            backbone: compare(Part::Backbone, |side| &side.backbone)?,
+            whole: compare(Part::Whole, |side| &side.whole)?,
+            blocks: block_times(&dense, skipping.as_ref()),
+            kept: skipping
+                .map(|side| Kept { kept: side.kept, kept_per_layer: side.kept_per_layer }),
             variant: trained.config.dispatch.variant,
         })
     }
@@ -112,51 +121,62 @@ impl Report {
             "", "ms per pass", "images/s", "GMACs nominal", "GMACs executed", "peak MiB"
         )?;
         for (name, pair) in [("backbone", &self.backbone), ("whole model", &self.whole)] {
-            for (kind, figures) in [("dense", &pair.dense), ("skipping", &pair.skipping)] {
-                figures.print(&format!("{name}, {kind}"), &mut out)?;
+            pair.dense.print(&format!("{name}, dense"), &mut out)?;
+            if let Some(skipping) = &pair.skipping {
+                skipping.print(&format!("{name}, skipping"), &mut out)?;
             }
         }
         writeln!(out)?;
         for (name, pair) in [("backbone", &self.backbone), ("whole model", &self.whole)] {
-            if let Some(ratio) = pair.time_saved_over_flops_saved {
-                let saved =
-                    100.0 * (1.0 - pair.skipping.times.median_ms / pair.dense.times.median_ms);
+            if let (Some(saved), Some(ratio)) = (pair.time_saved, pair.time_saved_over_flops_saved)
+            {
+                let saved = 100.0 * saved;
                 writeln!(
                     out,
                     "{name}: {saved:.1} % of the time saved, {ratio:.2} of what the multiply-adds promise"
                 )?;
             }
         }
-        writeln!(out, "kept: {:.1} % of the patch tokens", 100.0 * self.kept)?;
-        for (what, shares) in per_site(self.variant, &self.kept_per_layer) {
-            let layers: Vec<_> =
-                shares.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
-            writeln!(out, "{what}: {}", layers.join(" "))?;
+        if let Some(Kept { kept, kept_per_layer }) = &self.kept {
+            writeln!(out, "kept: {:.1} % of the patch tokens", 100.0 * kept)?;
+            for (what, shares) in per_site(self.variant, kept_per_layer) {
+                let layers: Vec<_> =
+                    shares.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
+                writeln!(out, "{what}: {}", layers.join(" "))?;
+            }
         }
         for (i, block) in self.blocks.iter().enumerate() {
             let name = if i == 0 { "\nembedding, block 0".into() } else { format!("block {i}") };
-            writeln!(out, "{name:<20} {:>26} dense {:>26} skipping", block.dense, block.skipping)?;
+            write!(out, "{name:<20} {:>26} dense", block.dense)?;
+            match &block.skipping {
+                Some(skipping) => writeln!(out, " {skipping:>26} skipping")?,
+                None => writeln!(out)?,
+            }
         }
         Ok(())
     }
 }
 
 /// Of the seconds of every block, pass by pass.
-fn block_times(dense: &[Vec<f64>], skipping: &[Vec<f64>]) -> Vec<BlockTimes> {
-    let times = |passes: &[Vec<f64>], block: usize| {
-        Times::new(&passes.iter().map(|blocks| blocks[block]).collect::<Vec<_>>())
+fn block_times(dense: &Side, skipping: Option<&Side>) -> Vec<BlockTimes> {
+    let times = |side: &Side, block: usize| {
+        Times::new(&side.blocks.iter().map(|blocks| blocks[block]).collect::<Vec<_>>())
     };
-    let count = dense.first().map_or(0, Vec::len);
+    let count = dense.blocks.first().map_or(0, Vec::len);
     (0..count)
-        .map(|i| BlockTimes { dense: times(dense, i), skipping: times(skipping, i) })
+        .map(|i| BlockTimes { dense: times(dense, i), skipping: skipping.map(|s| times(s, i)) })
         .collect()
 }
 
 impl Comparison {
-    fn new(dense: Figures, skipping: Figures) -> Self {
-        let time = 1.0 - skipping.times.median_ms / dense.times.median_ms;
-        let flops = 1.0 - skipping.gmacs_executed / dense.gmacs_executed;
-        Self { dense, skipping, time_saved_over_flops_saved: (flops > 0.0).then(|| time / flops) }
+    fn new(dense: Figures, skipping: Option<Figures>) -> Self {
+        let saved = skipping.as_ref().map(|skipping| {
+            let time = 1.0 - skipping.times.median_ms / dense.times.median_ms;
+            (time, 1.0 - skipping.gmacs_executed / dense.gmacs_executed)
+        });
+        let ratio = saved.filter(|(_, flops)| *flops > 0.0).map(|(time, flops)| time / flops);
+        let time_saved = saved.map(|(time, _)| time);
+        Self { dense, skipping, time_saved, time_saved_over_flops_saved: ratio }
     }
 }
 
