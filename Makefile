@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BUILD  = $(CARGO) build --release --workspace --all-targets --locked $$(tools/features.sh)
 
-.PHONY: help setup build demo test lint
+.PHONY: help setup build demo test lint cuda gpu-check
 
 help:
 	@echo "make demo    install what is missing, build, and go from nothing to segmented pictures"
@@ -11,6 +11,8 @@ help:
 	@echo "make lint    formatting, clippy and documentation, warnings as errors"
 	@echo "make setup   install what a fresh Debian machine lacks; with VIDEO=1 also ffmpeg, to read video files,"
 	@echo "             with MPI=1 Open MPI, to train on several processes"
+	@echo "make cuda    build target/cuda/release/rescatter for NVIDIA GPUs (also where there is none)"
+	@echo "make gpu-check  on a machine with a GPU: kernels, reference files and times beside PyTorch"
 
 setup:
 	@VIDEO=$(VIDEO) MPI=$(MPI) tools/setup.sh
@@ -26,3 +28,9 @@ test: build
 
 lint: setup
 	@tools/with-cargo.sh tools/lint.sh
+
+cuda: setup
+	@tools/with-cargo.sh tools/cuda/cargo.sh build
+
+gpu-check: setup
+	@tools/with-cargo.sh tools/cuda/check.sh
