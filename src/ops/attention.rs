@@ -6,10 +6,10 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shap
 
 use super::attention_tiles::{Heads, Layer, TableGradient, backward, forward};
 use super::host::{slice, values};
-use super::product::product;
+use super::product::{is_exact, product};
 use super::relative_position::{PlaceTable, RelativePosition};
 use super::sequences::Sequences;
-use super::{count, fusible, softmax};
+use super::{count, fusible, gpu, softmax};
 
 /// softmax(q kᵀ / √D + bias) v; `q`: `[B, H, Nq, D]`, `k` and `v`: `[B, H, Nk, D]`, `bias` broadcastable to
 /// `[B, H, Nq, Nk]` → `[B, H, Nq, D]`.
@@ -46,12 +46,20 @@ pub fn self_attention(qkv: &Tensor, heads: usize, keep: Option<&Tensor>) -> Resu
         let fused = Fused::new(divided, sequences, qkv);
         return qkv.contiguous()?.apply_op1(SelfAttention(fused));
     }
+    let by_kernel = gpu::runs(&[qkv]) && gpu::attends(divided.width) && is_exact();
     let Some(keep) = keep.map(Tensor::detach) else {
+        if by_kernel {
+            let bias = Tensor::zeros((batch, tokens), qkv.dtype(), qkv.device())?;
+            return gpu::self_attention(qkv, (heads, divided.width), &bias);
+        }
         return unfused(qkv, divided, |_| Ok(None));
     };
     let may_be_key = keep.clamp(0.0, 1.0)?;
     // Far below every score, yet finite: 0 · ∞ would be NaN. To be n keys is to add ln n to the score of one.
     let bias = (((&may_be_key - 1.0)? * 1e30)? + keep.maximum(1.0)?.log()?)?;
+    if by_kernel {
+        return gpu::self_attention(qkv, (heads, divided.width), &bias);
+    }
     let bias = bias.reshape((batch, 1, 1, tokens))?;
     let any = may_be_key.max(1)?.reshape((batch, 1, 1))?;
     unfused(qkv, divided, |_| Ok(Some(bias)))?.broadcast_mul(&any)

@@ -26,6 +26,11 @@ pub fn in_precision<T>(precision: Precision, f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// Whether products are in f32 on this thread.
+pub(super) fn is_exact() -> bool {
+    PRECISION.get() == Precision::F32
+}
+
 /// What `f` makes of its operands in the precision of this thread, in their own type again.
 pub(super) fn rounded<const N: usize>(
     operands: [&Tensor; N],

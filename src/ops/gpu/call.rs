@@ -9,7 +9,7 @@ use crate::ops::count;
 /// A kernel and what it is given. Its parameters are pointers to the inputs, pointers to the outputs and the numbers, in the
 /// order of these lists.
 pub(super) struct Call<'a> {
-    /// Its name in the `.cu` file, and in [`kernel_calls`](crate::ops::kernel_calls) with `gpu.` before it.
+    /// Its name in the `.cu` file and in [`kernel_calls`](crate::ops::kernel_calls).
     pub(super) kernel: &'static str,
     /// Contiguous, f32 or u32.
     pub(super) inputs: &'a [&'a Tensor],

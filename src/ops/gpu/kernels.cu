@@ -1,6 +1,7 @@
 // Every kernel, as one unit: nvcc makes PTX of it for the binary, a C++ compiler (with emulate.h before it) what the tests run.
 #include "common.cuh"
 #include "adamw.cu"
+#include "attention.cu"
 #include "batch_norm.cu"
 #include "gelu.cu"
 #include "layer_norm.cu"

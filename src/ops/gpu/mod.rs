@@ -4,6 +4,7 @@
 //! in an emulator in the tests: `emulate.h` makes C++ of the same sources.
 
 mod adamw;
+mod attention;
 mod batch_norm;
 mod call;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod softmax;
 use candle_core::{DType, Tensor};
 
 pub(super) use self::adamw::adamw;
+pub(super) use self::attention::{attends, self_attention};
 pub(super) use self::batch_norm::{Norm, Statistics, batch_norm, channel_statistics};
 pub(super) use self::gelu::gelu;
 pub(super) use self::layer_norm::layer_norm;
