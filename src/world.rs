@@ -5,7 +5,10 @@
 
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 
+use candle_core::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -61,12 +64,35 @@ impl World {
         self.exchange(values, Exchange::sum)
     }
 
-    /// [`World::sum`] of f32 values.
+    /// [`World::sum`] of f32 tensors, which have the same shapes in all processes: of those on GPUs by NCCL where the binary is
+    /// built with it, of others by way of the host.
     ///
     /// # Errors
     /// As [`World::sum`].
-    pub fn sum_f32(&self, values: &mut [f32]) -> Result<()> {
-        self.exchange(values, Exchange::sum_f32)
+    pub fn sum_tensors(&self, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
+        let flat =
+            tensors.iter().map(Tensor::flatten_all).collect::<candle_core::Result<Vec<_>>>()?;
+        // A copy, also of a single tensor: others may hold it.
+        let flat = Tensor::cat(&flat, 0)?.copy()?;
+        let sums = self.sum_flat(flat)?;
+        let mut start = 0;
+        let next = |tensor: &Tensor| {
+            let own = sums.narrow(0, start, tensor.elem_count())?.reshape(tensor.shape());
+            start += tensor.elem_count();
+            Ok(own?)
+        };
+        tensors.iter().map(next).collect()
+    }
+
+    fn sum_flat(&self, values: Tensor) -> Result<Tensor> {
+        #[cfg(feature = "nccl")]
+        if self.size > 1 && values.device().is_cuda() {
+            nccl::sum(self, &values)?;
+            return Ok(values);
+        }
+        let mut sums = values.to_vec1::<f32>()?;
+        self.exchange(&mut sums[..], Exchange::sum_f32)?;
+        Ok(Tensor::from_vec(sums, values.shape(), values.device())?)
     }
 
     /// What all processes have, in the order of their ranks.

@@ -104,7 +104,7 @@ pub fn step_gradients<H: Head>(
     Ok(sum)
 }
 
-/// Numbers that are exchanged at once.
+/// Numbers of gradients that are exchanged at once, up to the end of the last one.
 const BUCKET: usize = 1 << 22;
 
 impl StepGradients {
@@ -122,26 +122,24 @@ impl StepGradients {
         self.terms.iter_mut().zip(&sums[1..]).for_each(|((_, mean), sum)| *mean = *sum);
         let wanted: Vec<usize> =
             (0..parameters.len()).filter(|i| sums[scalars + i] > 0.0).collect();
-        let mut bucket: Vec<f32> = Vec::new();
-        let mut first = 0;
-        for (at, &i) in wanted.iter().enumerate() {
-            match &self.gradients[i] {
-                Some(gradient) => bucket.extend(gradient.flatten_all()?.to_vec1::<f32>()?),
-                None => bucket.resize(bucket.len() + parameters[i].var.elem_count(), 0.0),
+        let mut rest = &wanted[..];
+        while !rest.is_empty() {
+            let mut numbers = 0;
+            let fits = |&&i: &&usize| {
+                let before = numbers;
+                numbers += parameters[i].var.elem_count();
+                before < BUCKET
+            };
+            let (bucket, later) = rest.split_at(rest.iter().take_while(fits).count());
+            let own = bucket.iter().map(|&i| match &self.gradients[i] {
+                Some(gradient) => Ok(gradient.clone()),
+                None => parameters[i].var.zeros_like(),
+            });
+            let own = own.collect::<Result<Vec<_>>>()?;
+            for (&i, sum) in bucket.iter().zip(world.sum_tensors(&own)?) {
+                self.gradients[i] = Some(sum);
             }
-            if bucket.len() < BUCKET && at + 1 < wanted.len() {
-                continue;
-            }
-            world.sum_f32(&mut bucket)?;
-            let mut rest = &bucket[..];
-            for &i in &wanted[first..=at] {
-                let var = &parameters[i].var;
-                let (own, later) = rest.split_at(var.elem_count());
-                self.gradients[i] = Some(Tensor::from_slice(own, var.shape(), var.device())?);
-                rest = later;
-            }
-            bucket.clear();
-            first = at + 1;
+            rest = later;
         }
         Ok(())
     }

@@ -8,10 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-// CUDA_ERROR_STUB_LIBRARY. The other libraries' status codes take any number but zero for a failure.
+// CUDA_ERROR_STUB_LIBRARY and ncclSystemError. Nothing asks the other libraries before the driver.
 static int unavailable(void) { return 34; }
+static int unavailable_nccl(void) { return 2; }
 
-#define LAZY(name) __attribute__((visibility("hidden"))) void *lazy_##name = unavailable;
+#define LAZY(name) __attribute__((visibility("hidden"))) void *lazy_##name = #name[0] == 'n' && #name[1] == 'c' ? unavailable_nccl : unavailable;
 #include "symbols.h"
 #undef LAZY
 
@@ -29,13 +30,15 @@ static int unavailable(void) { return 34; }
 // By the start of their names; the longer start comes first.
 static struct {
     const char *prefix, *file;
+    int optional;
     void *handle;
 } libraries[] = {
-    {"cublasLt", "libcublasLt.so." CUDA_MAJOR, NULL},
-    {"cublas", "libcublas.so." CUDA_MAJOR, NULL},
-    {"curand", "libcurand.so.10", NULL},
-    {"nvrtc", "libnvrtc.so." CUDA_MAJOR, NULL},
-    {"cu", "libcuda.so.1", NULL},
+    {"nccl", "libnccl.so.2", 1, NULL},
+    {"cublasLt", "libcublasLt.so." CUDA_MAJOR, 0, NULL},
+    {"cublas", "libcublas.so." CUDA_MAJOR, 0, NULL},
+    {"curand", "libcurand.so.10", 0, NULL},
+    {"nvrtc", "libnvrtc.so." CUDA_MAJOR, 0, NULL},
+    {"cu", "libcuda.so.1", 0, NULL},
 };
 enum { LIBRARIES = sizeof libraries / sizeof libraries[0] };
 
@@ -56,7 +59,7 @@ __attribute__((constructor(101))) static void resolve(void) {
     for (int i = LIBRARIES - 1; i >= 0; i--) {
         libraries[i].handle = open_library(libraries[i].file);
         if (libraries[i].handle == NULL && i == LIBRARIES - 1) return;
-        if (libraries[i].handle == NULL) {
+        if (libraries[i].handle == NULL && !libraries[i].optional) {
             fprintf(stderr, "warning: %s is not found, so GPUs are not used; install CUDA " CUDA_MAJOR
                             " or name its folder in LD_LIBRARY_PATH\n", libraries[i].file);
             return;
@@ -66,9 +69,9 @@ __attribute__((constructor(101))) static void resolve(void) {
 #define LAZY(name) \
     for (int i = 0; i < LIBRARIES; i++) \
         if (strncmp(#name, libraries[i].prefix, strlen(libraries[i].prefix)) == 0) { \
-            void *found = dlsym(libraries[i].handle, #name); \
+            void *found = libraries[i].handle ? dlsym(libraries[i].handle, #name) : NULL; \
             if (found != NULL) lazy_##name = found; \
-            else missing = #name; \
+            else if (libraries[i].handle != NULL) missing = #name; \
             break; \
         }
 #include "symbols.h"
