@@ -1,4 +1,4 @@
-"""Rescatter beside PyTorch on this machine, by turns: a table of medians and ratios. Needs torch and timm for `torch_peer.py`.
+"""Rescatter beside PyTorch on this machine, by turns: a table of medians and ratios. Needs torch, timm and torchvision.
 
     cargo build --release --workspace
     python benches/beside_torch.py [JOB …] [--rounds 5] [--device cpu|cuda:0] [--dtype f32] [--peer compile|channels-last …]
@@ -22,6 +22,9 @@ CLASSIFY = ["configs/cifar100_vit_b16_dyt.yaml", "backbone.weights=null", "loss.
             "tuning.adapter.dropout=0"]
 
 
+DETECT = ["configs/coco_mask_rcnn_vit_b16_dyt.yaml", "backbone.weights=null", "tuning.adapter.bottleneck=64"]
+
+
 def vit(side, batch):
     grid = f"backbone.pos_embed_grid=[{side // 16},{side // 16}]"
     return [*CLASSIFY, grid, "--size", f"{side}x{side}", "--batch", str(batch), "--kept", "0.5"]
@@ -39,6 +42,7 @@ JOBS = {
     "vit_512": (vit(512, 1), ("backbone", "skipping")),
     "upernet_768": (upernet(768, "--batch", "1", "--kept", "0.5"), ("whole", "skipping")),
     "upernet_256": (upernet(256, "--batch", "1", "--kept", "0.5"), ("whole", "skipping")),
+    "detect_1024": ([*DETECT, "--size", "1024x1024", "--batch", "1", "--kept", "0.5"], ("whole", "skipping")),
     "classify_step": ([*CLASSIFY, "--size", "224x224", "--batch", "8", "--train"], ()),
     "upernet_256_step": (upernet(256, "--batch", "2", "--train"), ()),
     "upernet_768_step": (upernet(768, "--batch", "2", "--train"), ()),
@@ -50,10 +54,26 @@ def run(command):
     return json.loads(done.stdout)
 
 
-def ours(job, args, labels):
+def without_data(folder):
+    """The changes that let a config know its classes without the images, by its file."""
+    pathlib.Path(folder, "fine_label_names.txt").write_text("".join(f"class {i}\n" for i in range(100)))
+    for name in ("train.bin", "test.bin"):
+        pathlib.Path(folder, name).write_bytes(bytes(3074 * 8))
+    categories = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+    annotations = pathlib.Path(folder, "instances.json")
+    image = {"id": 1, "file_name": "none.jpg", "height": 480, "width": 640}
+    annotations.write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
+    return {
+        CLASSIFY[0]: [f"data.{part}.cifar.root={folder}" for part in ("train", "val")],
+        DETECT[0]: [f"data.{part}.coco.annotations={annotations}" for part in ("train", "val")],
+    }
+
+
+def ours(job, args, known):
     command, path = JOBS[job]
-    roots = [f"data.{part}.cifar.root={labels}" for part in ("train", "val")] if command[0] == CLASSIFY[0] else []
-    report = run([args.binary, "bench", *command, *roots, f"device={args.device}", "--repeat", str(args.repeat), "--json"])
+    precision = "bf16" if args.dtype == "bf16" else "f32"
+    changes = [*known.get(command[0], []), f"device={args.device}", f"train.precision={precision}"]
+    report = run([args.binary, "bench", *command, *changes, "--repeat", str(args.repeat), "--json"])
     memory = report.get("step_memory_bytes")
     for key in path:
         report = report[key]
@@ -80,15 +100,12 @@ def main():
     parser.add_argument("--binary", default="target/release/rescatter")
     args = parser.parse_args()
     peers = ["eager", *args.peer]
-    with tempfile.TemporaryDirectory() as labels:
-        # A classifier of a hundred classes, without its images.
-        pathlib.Path(labels, "fine_label_names.txt").write_text("".join(f"class {i}\n" for i in range(100)))
-        for name in ("train.bin", "test.bin"):
-            pathlib.Path(labels, name).write_bytes(bytes(3074 * 8))
+    with tempfile.TemporaryDirectory() as folder:
+        known = without_data(folder)
         print("| job | ours, ms | PyTorch, ms | PyTorch / ours | least – most | MiB over the start, ours / PyTorch |")
         print("|---|---|---|---|---|---|")
         for job in args.jobs or JOBS:
-            rounds = [(ours(job, args, labels), [theirs(job, args, how) for how in peers]) for _ in range(args.rounds)]
+            rounds = [(ours(job, args, known), [theirs(job, args, how) for how in peers]) for _ in range(args.rounds)]
             mine = [time for (time, _), _ in rounds]
             # The best of the peers counts.
             best = min(range(len(peers)), key=lambda p: statistics.median(others[p][0] for _, others in rounds))

@@ -1,4 +1,5 @@
-"""The jobs of `beside_torch.py` in PyTorch: timm's ViT with adapters and token dispatch, and what stands on it. Needs torch, timm.
+"""The jobs of `beside_torch.py` in PyTorch: timm's ViT with adapters and token dispatch, and what stands on it. Needs torch and timm,
+for the detector torchvision.
 
     python benches/torch_peer.py JOB [--device cpu|cuda] [--dtype f32|tf32|bf16] [--compile] [--channels-last] [--repeat 5]
 
@@ -11,6 +12,8 @@ import resource
 import statistics
 import threading
 import time
+
+from collections import OrderedDict
 
 import timm
 import torch
@@ -28,15 +31,27 @@ class Adapter(nn.Module):
 
 
 class Block(nn.Module):
-    """A block of timm's ViT whose MLP half skips tokens, with an adapter beside it."""
+    """A block of timm's ViT whose MLP half skips tokens, with an adapter beside it; `window`: patches along a window's side."""
 
-    def __init__(self, block, dim, share):
+    def __init__(self, block, dim, share, window=None):
         super().__init__()
         self.block, self.adapter, self.gate, self.share = block, Adapter(dim), nn.Linear(dim, 1), share
+        self.window = window
+
+    def attend(self, x):
+        if self.window is None:
+            return self.block.attn(x)
+        images, tokens, dim = x.shape
+        side, window = round(tokens**0.5), self.window
+        count = -(-side // window)
+        x = F.pad(x.view(images, side, side, dim), (0, 0, 0, count * window - side, 0, count * window - side))
+        x = x.view(images, count, window, count, window, dim).transpose(2, 3).reshape(-1, window * window, dim)
+        x = self.block.attn(x).view(images, count, count, window, window, dim).transpose(2, 3)
+        return x.reshape(images, count * window, count * window, dim)[:, :side, :side].reshape(images, tokens, dim)
 
     def forward(self, x):
         block = self.block
-        x = x + block.attn(block.norm1(x))
+        x = x + self.attend(block.norm1(x))
         beside = x + self.adapter(x)
         if self.training:
             noise = torch.distributions.Gumbel(torch.zeros((), device=x.device), 1.0)
@@ -87,6 +102,61 @@ def conv(inputs, outputs, kernel):
     return nn.Sequential(*layers)
 
 
+class ChannelNorm(nn.LayerNorm):
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Windows(nn.Module):
+    """ViTDet's backbone (windows but in four blocks) with its simple pyramid, as torchvision's detectors take it."""
+
+    out_channels = 256
+
+    def __init__(self, size, share, dim=768):
+        super().__init__()
+        self.vit = timm.create_model("vit_base_patch16_224", img_size=size, num_classes=0, class_token=False, global_pool="avg")
+        self.vit.requires_grad_(False)
+        blocks = enumerate(self.vit.blocks)
+        self.blocks = nn.ModuleList(Block(b, dim, share, None if i in (2, 5, 8, 11) else 14) for i, b in blocks)
+        double = lambda inputs, outputs: nn.ConvTranspose2d(inputs, outputs, 2, 2)
+        four = nn.Sequential(double(dim, dim // 2), ChannelNorm(dim // 2), nn.GELU(), double(dim // 2, dim // 4))
+        self.scales = nn.ModuleList([four, double(dim, dim // 2), nn.Identity(), nn.MaxPool2d(2)])
+        out = lambda inputs: nn.Sequential(nn.Conv2d(inputs, 256, 1, bias=False), ChannelNorm(256),
+                                           nn.Conv2d(256, 256, 3, padding=1, bias=False), ChannelNorm(256))
+        self.outputs = nn.ModuleList(out(inputs) for inputs in (dim // 4, dim // 2, dim, dim))
+
+    def forward(self, images):
+        x = self.vit._pos_embed(self.vit.patch_embed(images))
+        for block in self.blocks:
+            x, _ = block(x)
+        x = x.transpose(1, 2).reshape(len(x), -1, images.shape[2] // 16, images.shape[3] // 16)
+        maps = [out(scale(x)) for scale, out in zip(self.scales, self.outputs)]
+        return OrderedDict(enumerate([*maps, F.max_pool2d(maps[3], 1, 2)]))
+
+
+class Detector(nn.Module):
+    def __init__(self, size, share):
+        super().__init__()
+        from torchvision.models.detection import MaskRCNN
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
+        from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+        from torchvision.ops import MultiScaleRoIAlign
+
+        anchors = AnchorGenerator(tuple((side,) for side in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
+        regions = lambda side: MultiScaleRoIAlign([0, 1, 2, 3], side, 0)
+        self.model = MaskRCNN(Windows(size, share), 81, min_size=size, max_size=size, rpn_anchor_generator=anchors,
+                              rpn_pre_nms_top_n_test=1000, box_roi_pool=regions(7), mask_roi_pool=regions(14),
+                              box_head=FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], norm_layer=ChannelNorm),
+                              mask_head=MaskRCNNHeads(256, [256] * 4, 1, norm_layer=ChannelNorm))
+
+    def forward(self, images):
+        return self.model(list(images))
+
+
 class UPerNet(nn.Module):
     def __init__(self, channels, classes=150, dim=768):
         super().__init__()
@@ -135,6 +205,7 @@ JOBS = {
     "vit_512": (lambda: Backbone(512, 0.5), 1, 512),
     "upernet_768": (lambda: Segmenter(512, 0.5, 768), 1, 512),
     "upernet_256": (lambda: Segmenter(512, 0.5, 256), 1, 512),
+    "detect_1024": (lambda: Detector(1024, 0.5), 1, 1024),
     "classify_step": (lambda: Classifier(224, 0.5), 8, 224),
     "upernet_256_step": (lambda: Segmenter(512, 0.5, 256), 2, 512),
     "upernet_768_step": (lambda: Segmenter(512, 0.5, 768), 2, 512),
