@@ -20,7 +20,7 @@ else
         echo "  $skip"
         case "$skip" in
             *"because it needs a GPU" | *"because ffmpeg's libraries are not installed") ;;
-            *"because the command ffmpeg is not installed" | *"because Open MPI is not installed") ;;
+            *"because the command ffmpeg is not installed" | *"because Open MPI is not installed" | *"because c++ is not installed") ;;
             *"because ../shared/"*) [ -d ../shared ] && unexpected+="  $skip"$'\n' ;;
             *) unexpected+="  $skip"$'\n' ;;
         esac

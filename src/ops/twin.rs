@@ -22,7 +22,7 @@ pub(crate) fn assert_twins(
         let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
         let y = f(&tensors)?;
-        let weights = random(y.dims(), 77)?;
+        let weights = random(y.dims(), 77)?.to_device(y.device())?;
         let grads = ((&y * &weights)?.sum_all()? + (&y * 0.25)?.sum_all()?)?.backward()?;
         let grads = tensors
             .iter()
