@@ -116,6 +116,11 @@ struct Bench<'a> {
     model: &'a TaskModel,
     dense: Vit,
     skipping: Option<Vit>,
+    noise: Noise,
+}
+
+/// A batch of normalised pixels that show nothing.
+pub(crate) struct Noise {
     images: Tensor,
     /// Frames per clip; 1 for images.
     frames: usize,
@@ -131,8 +136,7 @@ impl<'a> Bench<'a> {
     ) -> Result<Self> {
         let model = &trained.model;
         let config = &trained.config;
-        let frames = config.data.train.frames();
-        let images = noise(batch * frames, size, model.params().device())?;
+        let noise = Noise::new(trained, (batch, size))?;
         let taps = config.head.taps(model.backbone().dims().depth);
         let dispatch = DispatchConfig {
             inference: Inference::Calibrated(share),
@@ -147,10 +151,9 @@ impl<'a> Bench<'a> {
         let skipping = if skips { Some(vit(&dispatch)?) } else { None };
         if let Some(skipping) = skipping.as_ref().filter(|vit| vit.dispatchers() > 0) {
             dense.set_thresholds(vec![f32::NEG_INFINITY; dense.dispatchers()]);
-            calibrate_clips(skipping, std::slice::from_ref(&images), frames, share)?;
+            calibrate_clips(skipping, std::slice::from_ref(&noise.images), noise.frames, share)?;
         }
-        let meta = ImageMeta { name: String::new(), original: size, input: size, flipped: false };
-        Ok(Self { model, dense, skipping, images, frames, meta })
+        Ok(Self { model, dense, skipping, noise })
     }
 
     /// Both kinds in turn, so that a slower minute of the machine hits both.
@@ -159,7 +162,7 @@ impl<'a> Bench<'a> {
         let mut sides = Sides { dense: self.first(&self.dense)?, skipping };
         for _ in 0..repeat {
             for (vit, side) in self.with(&mut sides) {
-                let (backbone, whole, _) = self.pass(vit)?;
+                let (backbone, whole, _) = self.noise.pass(self.model, vit)?;
                 side.backbone.push(backbone);
                 side.whole.push(whole);
             }
@@ -178,7 +181,8 @@ impl<'a> Bench<'a> {
         for _ in 0..repeat {
             for (vit, side) in self.with(sides) {
                 let (mut last, mut blocks) = (Instant::now(), Vec::new());
-                vit.visit_clips(&self.images, self.frames, &Pass::Infer, |_, x| {
+                let Noise { images, frames, .. } = &self.noise;
+                vit.visit_clips(images, *frames, &Pass::Infer, |_, x| {
                     x.device().synchronize()?;
                     blocks.push(last.elapsed().as_secs_f64());
                     last = Instant::now();
@@ -193,7 +197,7 @@ impl<'a> Bench<'a> {
     /// The pass that warms up: not timed, but its memory and its decisions are looked at.
     fn first(&self, vit: &Vit) -> Result<Side> {
         forget_peak_memory();
-        let (_, _, kept) = self.pass(vit)?;
+        let (_, _, kept) = self.noise.pass(self.model, vit)?;
         Ok(Side {
             kept: kept.overall()?,
             kept_per_layer: kept.per_layer()?,
@@ -201,22 +205,32 @@ impl<'a> Bench<'a> {
             ..Side::default()
         })
     }
+}
 
-    /// Seconds of the backbone and of the whole model on the batch.
-    fn pass(&self, vit: &Vit) -> Result<(f64, f64, KeptStats)> {
+impl Noise {
+    /// So many images (or clips) of one size, for the model of a run.
+    pub(crate) fn new(trained: &Trained, (batch, size): (usize, (usize, usize))) -> Result<Self> {
+        let frames = trained.config.data.train.frames();
+        let images = noise(batch * frames, size, trained.model.params().device())?;
+        let meta = ImageMeta { name: String::new(), original: size, input: size, flipped: false };
+        Ok(Self { images, frames, meta })
+    }
+
+    /// Seconds of a backbone of the model, and with the head.
+    pub(crate) fn pass(&self, model: &TaskModel, vit: &Vit) -> Result<(f64, f64, KeptStats)> {
         let start = Instant::now();
         let features = vit.forward_clips(&self.images, self.frames, &Pass::Infer)?;
         self.images.device().synchronize()?;
         let backbone = start.elapsed().as_secs_f64();
-        self.head(&features)?;
+        self.head(model, &features)?;
         self.images.device().synchronize()?;
         Ok((backbone, start.elapsed().as_secs_f64(), features.kept))
     }
 
     /// From features to class scores, for segmentation at the size of the input.
-    fn head(&self, features: &Features) -> Result<()> {
+    fn head(&self, model: &TaskModel, features: &Features) -> Result<()> {
         let metas = vec![self.meta.clone(); self.images.dim(0)? / self.frames];
-        match self.model {
+        match model {
             TaskModel::Segmentation(model) => {
                 for scores in model.head.predict(features, &metas)? {
                     scores.at_input_size()?;

@@ -7,6 +7,7 @@ mod plan;
 mod plot;
 mod summary;
 mod table;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use rescatter::engine::{Outcome, Run, Start};
 use rescatter::fs::atomic_write;
 use rescatter::world::World;
 use rescatter_heads::extension::Base;
+use rescatter_heads::run::{Trained, Which};
 use rescatter_heads::{Config, task};
 
 use crate::{process, train};
@@ -80,13 +82,23 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             .with_context(|| format!("in the run {}", folder.display()))?;
         measured.push((job.clone(), found));
     }
-    let summary = Summary::new(&plan, measured)?;
+    let mut summary = Summary::new(&plan, measured)?;
+    summary.set_seconds_per_image(&turns::seconds_per_image(&first_runs(&jobs, &args.output)?)?);
     let write = |name: &str, text: String| atomic_write(args.output.join(name), text);
     write("compare.md", table::markdown(&summary))?;
     write("compare.json", serde_json::to_string_pretty(&summary)? + "\n")?;
     plot::write(&summary, &args.output)?;
     print!("{}", table::markdown(&summary));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first run of every method.
+fn first_runs(jobs: &[(Job, Config)], output: &Path) -> Result<Vec<Trained>> {
+    let first = |number: usize, job: &Job| number == 0 || jobs[number - 1].0.method != job.method;
+    let folders = jobs.iter().enumerate().filter(|(number, (job, _))| first(*number, job));
+    folders
+        .map(|(_, (job, _))| Ok(Trained::open(&output.join(job.place()), Which::Last, &[])?))
+        .collect()
 }
 
 /// Trains unless that was done before, and reads what was found.

@@ -41,7 +41,7 @@ pub(super) struct Figures {
     /// Share of the tokens that were worked on at evaluation.
     pub(super) kept: f64,
     pub(super) seconds_per_step: f64,
-    /// Of the evaluation, reading excluded.
+    /// Of inference, reading excluded.
     pub(super) seconds_per_image: f64,
 }
 
