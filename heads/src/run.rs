@@ -161,7 +161,16 @@ pub fn device(name: &str) -> Result<Device> {
                 Error::usage(format!("`device`: `{name}` is none of auto, cpu, cuda:N"))
             })?;
             Device::new_cuda(number).map_err(|error| {
-                Error::usage(format!("`device: {name}` cannot be used: {error}"))
+                let text = error.to_string();
+                // Behind the first line there may be a trace.
+                let reason = match text.lines().next() {
+                    // What stands in for the driver says so (tools/cuda/lazy.c).
+                    Some(line) if line.contains("CUDA_ERROR_STUB_LIBRARY") => {
+                        "there is no NVIDIA driver on this machine"
+                    }
+                    line => line.unwrap_or_default(),
+                };
+                Error::usage(format!("`device: {name}` cannot be used: {reason}"))
                     .with_hint("`device: cpu` works everywhere")
             })
         }
