@@ -12,6 +12,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::ops::flat::{flat, split};
 use crate::{Error, Result};
 
 /// This process among those that train together.
@@ -70,23 +71,17 @@ impl World {
     /// # Errors
     /// As [`World::sum`].
     pub fn sum_tensors(&self, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-        let flat =
-            tensors.iter().map(Tensor::flatten_all).collect::<candle_core::Result<Vec<_>>>()?;
-        // A copy, also of a single tensor: others may hold it.
-        let flat = Tensor::cat(&flat, 0)?.copy()?;
-        let sums = self.sum_flat(flat)?;
-        let mut start = 0;
-        let next = |tensor: &Tensor| {
-            let own = sums.narrow(0, start, tensor.elem_count())?.reshape(tensor.shape());
-            start += tensor.elem_count();
-            Ok(own?)
-        };
-        tensors.iter().map(next).collect()
+        if self.size == 1 {
+            return Ok(tensors.to_vec());
+        }
+        Ok(split(&self.sum_flat(flat(tensors)?)?, tensors.iter().map(Tensor::shape))?)
     }
 
     fn sum_flat(&self, values: Tensor) -> Result<Tensor> {
         #[cfg(feature = "nccl")]
-        if self.size > 1 && values.device().is_cuda() {
+        if values.device().is_cuda() {
+            // A copy: a row of one tensor is that tensor, and others may hold it.
+            let values = values.copy()?;
             nccl::sum(self, &values)?;
             return Ok(values);
         }

@@ -20,6 +20,8 @@ mod conv2d;
 mod conv_of_resized;
 mod conv_transpose;
 mod dropout;
+pub(crate) mod flat;
+mod fresh;
 mod gelu;
 pub mod gemm;
 mod gpu;
@@ -53,6 +55,7 @@ mod windows;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::thread::LocalKey;
 
 use candle_core::{DType, Tensor};
 
@@ -106,13 +109,22 @@ pub(crate) fn count(name: &'static str) {
 /// Runs `f` with every fused kernel switched off on this thread. The choice is made in the forward pass; the backward
 /// pass of an operation follows it wherever it runs.
 pub fn composed<T>(f: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
-    impl Drop for Restore {
+    with(&COMPOSED, true, f)
+}
+
+/// Runs `f` with another value in the `cell` of this thread.
+fn with<V: Copy + 'static, T>(
+    cell: &'static LocalKey<Cell<V>>,
+    value: V,
+    f: impl FnOnce() -> T,
+) -> T {
+    struct Restore<V: Copy + 'static>(&'static LocalKey<Cell<V>>, V);
+    impl<V: Copy + 'static> Drop for Restore<V> {
         fn drop(&mut self) {
-            COMPOSED.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _restore = Restore(COMPOSED.replace(true));
+    let _restore = Restore(cell, cell.replace(value));
     f()
 }
 

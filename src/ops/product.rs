@@ -7,6 +7,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
+use super::with;
 use crate::config::Precision;
 
 thread_local! {
@@ -16,14 +17,7 @@ thread_local! {
 /// Runs `f` with the products of f32 tensors on a GPU in `precision` on this thread; everything else stays in f32, and so do the
 /// parameters. The backward pass of an operation follows its forward pass.
 pub fn in_precision<T>(precision: Precision, f: impl FnOnce() -> T) -> T {
-    struct Restore(Precision);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            PRECISION.set(self.0);
-        }
-    }
-    let _restore = Restore(PRECISION.replace(precision));
-    f()
+    with(&PRECISION, precision, f)
 }
 
 /// Whether products are in f32 on this thread.

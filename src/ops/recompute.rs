@@ -1,13 +1,10 @@
 //! Activations that are computed again instead of kept (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
 //! arXiv 1604.06174).
 
-use std::sync::{Mutex, PoisonError};
+use candle_core::{Result, Shape, Tensor, Var};
 
-use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, Var, bail,
-};
-
+use super::flat::{flat, split};
+use super::fresh::Fresh;
 use super::{are_composed, composed};
 
 /// What `run` makes of `x`, tensors of one type; of what lies between, nothing is kept. The backward pass calls `run` once
@@ -36,108 +33,28 @@ pub(crate) fn recomputed(
         [] => values.clone(), // Without gradient.
         some => flat(some)?,
     };
-    let again = Again {
-        values: Mutex::new(Some(values)),
-        run: Box::new(run),
-        parameters,
-        composed: are_composed(),
-    };
-    split(&x.apply_op2(&together, again)?, &shapes)
-}
-
-/// The same values as a leaf of their own graph, which has a gradient where `x` has one.
-fn cut(x: &Tensor) -> Result<Tensor> {
-    if x.track_op() { Ok(Var::from_tensor(x)?.into_inner()) } else { Ok(x.clone()) }
-}
-
-/// All values one after the other.
-fn flat(tensors: &[Tensor]) -> Result<Tensor> {
-    let parts = tensors.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-    Tensor::cat(&parts, 0)
-}
-
-fn split(flat: &Tensor, shapes: &[Shape]) -> Result<Vec<Tensor>> {
-    let mut first = 0;
-    let part = |shape: &Shape| {
-        let part = flat.narrow(0, first, shape.elem_count())?.reshape(shape)?;
-        first += shape.elem_count();
-        Ok(part)
-    };
-    shapes.iter().map(part).collect()
-}
-
-type Run = dyn Fn(&Tensor) -> Result<Vec<Tensor>> + Send + Sync;
-
-/// Its inputs are x and the parameters that `run` reads, all of them in one, so that candle asks for their gradients.
-struct Again {
-    /// What `run` gave, until the forward pass takes it.
-    values: Mutex<Option<Tensor>>,
-    run: Box<Run>,
-    parameters: Vec<Tensor>,
-    composed: bool,
-}
-
-impl CustomOp2 for Again {
-    fn name(&self) -> &'static str {
-        "recomputed"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.take(|found, layout| match found {
-            Storage::Cpu(values) => values.try_clone(layout),
-            _ => bail!("recomputed: the values are not where the input is"),
-        })
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.take(|found, layout| match found {
-            Storage::Cuda(values) => values.try_clone(layout),
-            _ => bail!("recomputed: the values are not where the input is"),
-        })
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let input = cut(x)?;
-        let run = || flat(&(self.run)(&input)?);
-        let outputs = if self.composed { composed(run) } else { run() }?;
+    let composed_too = are_composed();
+    let backward = move |inputs: &[&Tensor], _: &Tensor, grad: &Tensor| {
+        let input = cut(inputs[0])?;
+        let again = || flat(&run(&input)?);
+        let outputs = if composed_too { composed(again) } else { again() }?;
         let mut grads = (outputs * grad)?.sum_all()?.backward()?;
-        let of_x = if x.track_op() { grads.remove(&input) } else { None };
-        let of_parameters = self.parameters.iter().map(|parameter| match grads.remove(parameter) {
+        let of_x = if inputs[0].track_op() { grads.remove(&input) } else { None };
+        let of_parameters = parameters.iter().map(|parameter| match grads.remove(parameter) {
             Some(grad) => Ok(grad),
             None => parameter.zeros_like(),
         });
         let of_parameters = of_parameters.collect::<Result<Vec<_>>>()?;
         let together = if of_parameters.is_empty() { None } else { Some(flat(&of_parameters)?) };
-        Ok((of_x, together))
-    }
+        Ok(vec![of_x, together])
+    };
+    let y = Fresh::copy_of(&values)?.with_gradient(&[x, &together], backward)?;
+    split(&y, &shapes)
 }
 
-impl Again {
-    fn take<S>(&self, copy: impl FnOnce(&Storage, &Layout) -> Result<S>) -> Result<(S, Shape)> {
-        let Some(values) = self.values.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            bail!("recomputed: the forward pass runs once")
-        };
-        let (found, layout) = values.storage_and_layout();
-        Ok((copy(&found, layout)?, values.shape().clone()))
-    }
+/// The same values as a leaf of their own graph, which has a gradient where `x` has one.
+fn cut(x: &Tensor) -> Result<Tensor> {
+    if x.track_op() { Ok(Var::from_tensor(x)?.into_inner()) } else { Ok(x.clone()) }
 }
 
 #[cfg(test)]

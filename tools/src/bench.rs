@@ -20,6 +20,7 @@ use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
 
 use crate::trained::Checkpoint;
+pub(crate) use report::Times;
 use report::{Report, Side, Sides, print_json};
 
 /// Arguments of `rescatter bench`.

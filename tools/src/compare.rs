@@ -94,10 +94,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 
 /// The first run of every method.
 fn first_runs(jobs: &[(Job, Config)], output: &Path) -> Result<Vec<Trained>> {
-    let first = |number: usize, job: &Job| number == 0 || jobs[number - 1].0.method != job.method;
-    let folders = jobs.iter().enumerate().filter(|(number, (job, _))| first(*number, job));
-    folders
-        .map(|(_, (job, _))| Ok(Trained::open(&output.join(job.place()), Which::Last, &[])?))
+    let methods = jobs.chunk_by(|a, b| a.0.method == b.0.method);
+    methods
+        .map(|runs| Ok(Trained::open(&output.join(runs[0].0.place()), Which::Last, &[])?))
         .collect()
 }
 

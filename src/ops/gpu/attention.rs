@@ -2,10 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::call::{Call, Grid, Number, Output};
-
-/// Tokens of a block, `THREADS` in `common.cuh`.
-const TOKENS: usize = 128;
+use super::call::{Call, Grid, Number, Output, THREADS};
 
 /// Kernels for heads of this width, forward and backward.
 fn kernels(width: usize) -> Option<(&'static str, &'static str)> {
@@ -36,7 +33,7 @@ pub(in crate::ops) fn self_attention(
     let of_heads = (batch, heads, tokens);
     let scale = (width as f64).powf(-0.5);
     let numbers: [Number; 3] = [tokens.into(), heads.into(), scale.into()];
-    let grid = Grid::Rows(batch * heads * tokens.div_ceil(TOKENS));
+    let grid = Grid::Rows(batch * heads * tokens.div_ceil(THREADS));
     let call = Call {
         kernel: forward,
         inputs: &[&qkv, &bias],

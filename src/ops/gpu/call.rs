@@ -1,10 +1,10 @@
 //! One launch of a kernel.
 #![cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))] // There is nothing to launch on.
 
-use candle_core::op::BackpropOp;
 use candle_core::{Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::ops::count;
+use crate::ops::fresh::Fresh;
 
 /// A kernel and what it is given. Its parameters are pointers to the inputs, pointers to the outputs and the numbers, in the
 /// order of these lists.
@@ -22,17 +22,20 @@ pub(super) struct Call<'a> {
 /// How many threads there are.
 #[derive(Clone, Copy)]
 pub(super) enum Grid {
-    /// A block for each row, of `THREADS` (`common.cuh`) threads.
+    /// A block of [`THREADS`] for each row.
     Rows(usize),
     /// A thread for each value, and some in the last block that find nothing to do.
     Values(usize),
 }
 
+/// Threads of a block that works on a row, as in `common.cuh`.
+pub(super) const THREADS: usize = 128;
+
 impl Grid {
     /// Blocks, and threads of a block.
     pub(super) fn size(self) -> (usize, usize) {
         match self {
-            Self::Rows(rows) => (rows, 128),
+            Self::Rows(rows) => (rows, THREADS),
             Self::Values(count) => (count.div_ceil(256), 256),
         }
     }
@@ -67,19 +70,6 @@ impl From<usize> for Number {
 impl From<f64> for Number {
     fn from(value: f64) -> Self {
         Self::F32(value as f32)
-    }
-}
-
-/// An output that no tensor holds yet.
-pub(super) struct Fresh {
-    pub(super) storage: Storage,
-    pub(super) shape: Shape,
-}
-
-impl Fresh {
-    /// A tensor without a gradient.
-    pub(super) fn tensor(self) -> Tensor {
-        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
     }
 }
 

@@ -12,9 +12,7 @@
 
 #define __global__
 #define __device__
-#define __forceinline__ inline
 #define __shared__ static thread_local
-#define __launch_bounds__(...)
 
 struct Dim {
     unsigned x = 1, y = 1, z = 1;
@@ -98,7 +96,6 @@ static void launch(void (*kernel)(A...), unsigned blocks, unsigned threads, void
 
 }  // namespace emulated
 
-// `threadIdx` is one for all threads of the emulated block, so each sets it again when its turn comes.
 static void __syncthreads() { emulated::wait(); }
 
 static float __shfl_xor_sync(unsigned, float value, int lanes) {
@@ -116,11 +113,8 @@ static float atomicAdd(float *to, float value) {
     return old;
 }
 
-static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 static unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
-static int min(int a, int b) { return a < b ? a : b; }
-static int max(int a, int b) { return a > b ? a : b; }
 
 // The entry that the tests call.
 #define KERNEL(name)                                                                      \

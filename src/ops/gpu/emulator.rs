@@ -13,6 +13,7 @@ use libloading::{Library, Symbol};
 
 use super::call::{Call, Number, Output};
 use crate::ops::twin::assert_twins;
+use crate::ops::with;
 
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
@@ -38,10 +39,7 @@ pub(crate) fn assert_kernel(
         return Ok(());
     }
     let inputs = inputs.iter().map(|t| t.to_device(&device)).collect::<Result<Vec<_>>>()?;
-    ON.set(device.is_cpu());
-    let outcome = assert_twins(name, tolerance, &inputs, f);
-    ON.set(false);
-    outcome
+    with(&ON, device.is_cpu(), || assert_twins(name, tolerance, &inputs, f))
 }
 
 /// The emulated kernels; `None` without a C++ compiler.

@@ -10,7 +10,6 @@ mod call;
 #[cfg(test)]
 pub(super) mod emulator;
 mod gelu;
-mod graph;
 mod layer_norm;
 mod max_pool2d;
 mod roi_align;

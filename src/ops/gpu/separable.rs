@@ -2,7 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::call::{Call, Fresh, Grid, Output};
+use super::call::{Call, Grid, Output};
+use crate::ops::fresh::Fresh;
 use crate::ops::separable::{Axis, Dense};
 
 /// `x` `[B, C, H, W]` → `[B, C, rows, columns]`.

@@ -221,14 +221,14 @@ pub(super) fn print_json(report: &impl Serialize) -> Result<()> {
 
 /// How long something took, in milliseconds.
 #[derive(Serialize)]
-pub(super) struct Times {
-    median_ms: f64,
+pub(crate) struct Times {
+    pub(crate) median_ms: f64,
     min_ms: f64,
     max_ms: f64,
 }
 
 impl Times {
-    pub(super) fn new(seconds: &[f64]) -> Self {
+    pub(crate) fn new(seconds: &[f64]) -> Self {
         let mut ms: Vec<f64> = seconds.iter().map(|s| 1e3 * s).collect();
         ms.sort_by(f64::total_cmp);
         let median_ms = (ms[(ms.len() - 1) / 2] + ms[ms.len() / 2]) / 2.0;

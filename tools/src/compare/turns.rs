@@ -4,7 +4,7 @@ use anyhow::Result;
 use rescatter::ops::in_precision;
 use rescatter_heads::run::Trained;
 
-use crate::bench::Noise;
+use crate::bench::{Noise, Times};
 use crate::flops::default_size;
 
 /// Images of a pass.
@@ -25,14 +25,9 @@ pub(super) fn seconds_per_image(models: &[Trained]) -> Result<Vec<f64>> {
             let pass = || batch.pass(model, model.backbone());
             let (_, whole, _) = in_precision(trained.config.train.precision, pass)?;
             if round > 0 {
-                seconds.push(whole / BATCH as f64);
+                seconds.push(whole);
             }
         }
     }
-    Ok(seconds.into_iter().map(median).collect())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    Ok(seconds.iter().map(|seconds| Times::new(seconds).median_ms / 1e3 / BATCH as f64).collect())
 }

@@ -1,19 +1,41 @@
-//! Gradients for what kernels computed.
+//! Values that are there already, and their gradients.
 
 use std::sync::{Mutex, PoisonError};
 
+use candle_core::backend::BackendStorage;
+use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage,
     Tensor, bail,
 };
 
-use super::call::Fresh;
+/// Values that no tensor holds yet.
+pub(super) struct Fresh {
+    pub(super) storage: Storage,
+    pub(super) shape: Shape,
+}
 
 /// From the inputs, the output and its gradient (contiguous) to the gradients of the inputs; those of inputs that want none
 /// may be left out.
 type Backward = dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
 
 impl Fresh {
+    /// The values of a tensor once more.
+    pub(super) fn copy_of(tensor: &Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let storage = match &*storage {
+            Storage::Cpu(values) => Storage::Cpu(values.try_clone(layout)?),
+            Storage::Cuda(values) => Storage::Cuda(values.try_clone(layout)?),
+            Storage::Metal(_) => bail!("there is nothing here for Metal"),
+        };
+        Ok(Self { storage, shape: tensor.shape().clone() })
+    }
+
+    /// A tensor without a gradient.
+    pub(super) fn tensor(self) -> Tensor {
+        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
+    }
+
     /// A tensor whose gradient `backward` carries to the inputs, one to three of them.
     pub(super) fn with_gradient(
         self,
@@ -31,7 +53,7 @@ impl Fresh {
             [a] => a.apply_op1(node),
             [a, b] => a.apply_op2(b, node),
             [a, b, c] => a.apply_op3(b, c, node),
-            _ => bail!("a kernel has one to three inputs with gradients, not {}", inputs.len()),
+            _ => bail!("one to three inputs have gradients, not {}", inputs.len()),
         }
     }
 }
@@ -46,21 +68,21 @@ impl Node {
     fn take(&self) -> Result<(Storage, Shape)> {
         match self.fresh.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(Fresh { storage, shape }) => Ok((storage, shape)),
-            None => bail!("the output of a kernel is taken once"),
+            None => bail!("what was computed is taken once"),
         }
     }
 
     fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
         match self.take()? {
             (Storage::Cpu(values), shape) => Ok((values, shape)),
-            _ => bail!("the output of a kernel is not where its input is"),
+            _ => bail!("what was computed is not where its input is"),
         }
     }
 
     fn on_gpu(&self) -> Result<(CudaStorage, Shape)> {
         match self.take()? {
             (Storage::Cuda(values), shape) => Ok((values, shape)),
-            _ => bail!("the output of a kernel is not where its input is"),
+            _ => bail!("what was computed is not where its input is"),
         }
     }
 
@@ -73,14 +95,14 @@ impl Node {
         let found = (self.backward)(&inputs, y, &grad.contiguous()?)?;
         match found.try_into() {
             Ok(gradients) => Ok(gradients),
-            Err(_) => bail!("a kernel has a gradient, or none, for each of {N} inputs"),
+            Err(_) => bail!("there must be a gradient, or none, for each of {N} inputs"),
         }
     }
 }
 
 impl CustomOp1 for Node {
     fn name(&self) -> &'static str {
-        "gpu"
+        "fresh"
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -99,7 +121,7 @@ impl CustomOp1 for Node {
 
 impl CustomOp2 for Node {
     fn name(&self) -> &'static str {
-        "gpu"
+        "fresh"
     }
 
     fn cpu_fwd(
@@ -136,7 +158,7 @@ impl CustomOp2 for Node {
 
 impl CustomOp3 for Node {
     fn name(&self) -> &'static str {
-        "gpu"
+        "fresh"
     }
 
     fn cpu_fwd(
