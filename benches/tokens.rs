@@ -44,10 +44,11 @@ fn half_blocks(c: &mut Criterion) -> Result<()> {
     };
     let tokens = [IMAGES, TOKENS, WIDTH];
     let work = 4 * IMAGES * TOKENS * WIDTH * HIDDEN;
-    Case::new(&[&tokens], work, |t| mlp.sum(&t[0], None))?.bench(&mut group, "all")?;
+    Case::new(&[&tokens], work, |t| mlp.sum(&t[0], None, None))?.bench(&mut group, "all")?;
     // In training the branch of every token is wanted for the mask's gradient; backward runs on the active half alone.
     let half = random(&[IMAGES, TOKENS])?.ge(0.0)?.to_dtype(DType::F32)?;
-    Case::new(&[&tokens], work, |t| mlp.sum(&t[0], Some(&half)))?.bench(&mut group, "half")?;
+    Case::new(&[&tokens], work, |t| mlp.sum(&t[0], Some(&half), None))?
+        .bench(&mut group, "half")?;
     group.finish();
     Ok(())
 }

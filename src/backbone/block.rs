@@ -7,7 +7,7 @@ use super::mlp::{detached_mlp, mlp_branch};
 use super::{Dims, Pass, TokenGrid};
 use crate::config::DispatchConfig;
 use crate::dispatch::{Active, Dispatcher, Gate, Selector, Site};
-use crate::ops::{self, AttentionBranch, MlpBranch};
+use crate::ops::{self, AttentionBranch, Bottleneck, MlpBranch};
 use crate::params::Scope;
 use crate::rng::{Purpose, Stream};
 use crate::tuning::{AddedTasks, BlockTuning, Layer, Pair};
@@ -133,11 +133,8 @@ impl Block {
         };
         let after = |(token, answer): (&Tensor, Tensor)| {
             let x = (token + answer)?;
-            let y = match &self.mlp {
-                Some(mlp) => mlp.sum(&x, None)?,
-                None => x.clone(),
-            };
-            self.tuning.adapt(Site::Mlp, &x, y, |_| Vec::new())
+            let run = |adapter: Option<&_>| self.feed(&x, &Active::All, &Pass::Infer, adapter);
+            self.tuning.adapt(Site::Mlp, &x, |_| Vec::new(), run)
         };
         own.iter().zip(answers).map(after).collect()
     }
@@ -171,14 +168,17 @@ impl Block {
         selector: &mut Selector,
     ) -> Result<Tensor> {
         let (active, pass) = (selector.choose(&stage.gate, x)?, selector.pass());
-        let y = match stage.site {
-            Site::Attention if selector.merger().is_some() => self.merge(x, grid, selector)?,
-            Site::Attention => self.attend(x, grid, &active, pass)?,
-            Site::Mlp => self.feed(x, &active, pass)?,
-            Site::Layer => self.whole(x, grid, &active, pass)?,
+        let site = stage.site;
+        let run = |adapter: Option<&Bottleneck>| {
+            let y = match site {
+                Site::Mlp => return self.feed(x, &active, pass, adapter),
+                Site::Attention if selector.merger().is_some() => self.merge(x, grid, selector)?,
+                Site::Attention => self.attend(x, grid, &active, pass)?,
+                Site::Layer => self.whole(x, grid, &active, pass)?,
+            };
+            added(y, x, adapter)
         };
-        let streams = |number| self.streams(Purpose::Dropout, number, pass);
-        self.tuning.adapt(stage.site, x, y, streams)
+        self.tuning.adapt(site, x, |number| self.streams(Purpose::Dropout, number, pass), run)
     }
 
     /// x + m·Attn(x), with the active tokens alone as keys.
@@ -213,18 +213,25 @@ impl Block {
         merger.merge(&ops::add(x, &attended)?, &attn.mean_keys(x)?)
     }
 
-    /// x + m·MLP(x).
-    fn feed(&self, x: &Tensor, active: &Active, pass: &Pass) -> Result<Tensor> {
-        let Some(mlp) = &self.mlp else { return Ok(x.clone()) };
+    /// x + m·MLP(x), and what the `adapter` makes of x.
+    fn feed(
+        &self,
+        x: &Tensor,
+        active: &Active,
+        pass: &Pass,
+        adapter: Option<&Bottleneck>,
+    ) -> Result<Tensor> {
+        let Some(mlp) = &self.mlp else { return added(x.clone(), x, adapter) };
         let mask = match active {
             Active::All => None,
             Active::Masked(mask) => Some(mask),
-            Active::Rows(rows) => return mlp.gathered(x, rows),
+            Active::Rows(rows) => return mlp.gathered(x, rows, adapter),
         };
         if self.drops(pass) {
-            return ops::add(x, &self.dropped(mlp.forward(x, mask)?, 1, pass)?);
+            let y = ops::add(x, &self.dropped(mlp.forward(x, mask)?, 1, pass)?)?;
+            return added(y, x, adapter);
         }
-        mlp.sum(x, mask)
+        mlp.sum(x, mask, adapter)
     }
 
     /// x + m·(z − x), z the plain block among the active tokens.
@@ -236,7 +243,7 @@ impl Block {
         pass: &Pass,
     ) -> Result<Tensor> {
         let (Active::Masked(mask), Some(attn), Some(mlp)) = (active, &self.attn, &self.mlp) else {
-            return self.feed(&self.attend(x, grid, active, pass)?, active, pass);
+            return self.feed(&self.attend(x, grid, active, pass)?, active, pass, None);
         };
         // The inactive tokens ask too: the gradient of their mask needs their z.
         let attended = self.dropped(attn.forward(x, grid, Some(&mask.detach()))?, 0, pass)?;
@@ -292,6 +299,14 @@ fn gate(
     let scope = if dispatch.select.learns() { scope.clone() } else { scope.frozen() };
     let scope = scope.pp(format!("{}_token_select", site.name()));
     Dispatcher::new(dim, dispatch.initial_rate(), &scope).map(Gate::Scored)
+}
+
+/// y + what the `adapter` makes of x.
+fn added(y: Tensor, x: &Tensor, adapter: Option<&Bottleneck>) -> Result<Tensor> {
+    match adapter {
+        Some(adapter) => ops::add(&y, &adapter.forward(x)?),
+        None => Ok(y),
+    }
 }
 
 /// The rows of `[B, N, C]` times their mask `[B, N]`.

@@ -20,6 +20,11 @@ pub(super) struct Fresh {
 type Backward = dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
 
 impl Fresh {
+    /// Values on the CPU.
+    pub(super) fn on_cpu(values: Vec<f32>, shape: impl Into<Shape>) -> Self {
+        Self { storage: Storage::Cpu(CpuStorage::F32(values)), shape: shape.into() }
+    }
+
     /// The values of a tensor once more.
     pub(super) fn copy_of(tensor: &Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();

@@ -1,11 +1,10 @@
 //! The linear layer.
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
-};
+use candle_core::{Device, Result, Tensor, bail};
 
+use super::fresh::Fresh;
 use super::gemm::{Mat, MatMut, Threads, gemm};
-use super::host::{slice, values};
+use super::host::values;
 use super::product::linear_product;
 use super::rows::{for_row_blocks, sum_rows};
 use super::{count, fusible};
@@ -28,30 +27,41 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             weight.dims()
         );
     }
-    let rows = x.reshape(((), width))?;
-    let y = if fusible(&[x, weight, bias.unwrap_or(weight)]) {
-        fused(&rows, weight, bias)?
-    } else {
-        let y = linear_product(&rows, weight)?;
-        match bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        }
+    if fusible(&[x, weight, bias.unwrap_or(weight)]) {
+        return fused(x, weight, bias, shape);
+    }
+    let y = linear_product(&x.reshape(((), width))?, weight)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
     };
     y.reshape(shape)
 }
 
-fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: Vec<usize>) -> Result<Tensor> {
+    count("linear");
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
-    match bias {
-        // The weights sit inside the operation, so candle knows of no gradient for them.
-        bias if !weight.track_op() && !bias.as_ref().is_some_and(Tensor::track_op) => {
-            x.apply_op1(Frozen { weight, bias })
-        }
-        Some(bias) => x.apply_op3(&weight, &bias, Trained),
-        None => x.apply_op2(&weight, Trained),
+    let y = {
+        let bias = bias.as_ref().map(values).transpose()?;
+        product(&values(&x)?, &values(&weight)?, bias.as_deref(), weight.dim(1)?)
+    };
+    let mut inputs = vec![&x];
+    // Frozen weights are no inputs, so candle knows of no gradient for them.
+    if weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op) {
+        inputs.push(&weight);
+        inputs.extend(&bias);
     }
+    let weight = weight.clone();
+    Fresh::on_cpu(y, shape).with_gradient(&inputs, move |inputs, _, grad| {
+        let gradients = inputs.iter().enumerate().map(|(i, input)| match i {
+            _ if !input.track_op() => Ok(None),
+            0 => input_gradient(input, &weight, grad).map(Some),
+            1 => weight_gradient(inputs[0], &weight, grad).map(Some),
+            _ => bias_gradient(input, grad).map(Some),
+        });
+        gradients.collect()
+    })
 }
 
 /// `x · weightᵀ + bias` on the CPU, `x` `[rows, in]`.
@@ -70,139 +80,45 @@ pub(crate) fn product(x: &[f32], weight: &[f32], bias: Option<&[f32]>, width: us
     y
 }
 
-fn forward(
-    x: (&[f32], &Layout),
-    weight: &[f32],
-    bias: Option<&[f32]>,
-) -> Result<(CpuStorage, Shape)> {
-    count("linear");
-    let (rows, width) = x.1.shape().dims2()?;
-    let y = product(x.0, weight, bias, width);
-    Ok((CpuStorage::F32(y), (rows, weight.len() / width.max(1)).into()))
-}
-
 /// g · weight, the gradient of the input.
-fn input_gradient(weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
+fn input_gradient(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     count("linear.backward");
-    let ((rows, out), width) = (grad.dims2()?, weight.dim(1)?);
+    let ((out, width), rows) = (weight.dims2()?, rows_of(grad)?);
     let mut dx = vec![0.0; rows * width];
     let (grad, weight) = (values(grad)?, values(weight)?);
     let (g, w) = (Mat::new(&grad, rows, out), Mat::new(&weight, out, width));
     gemm(1.0, g, w, 0.0, MatMut::new(&mut dx, rows, width), Threads::Pool);
-    Tensor::from_vec(dx, (rows, width), &candle_core::Device::Cpu)
+    Tensor::from_vec(dx, x.shape(), &Device::Cpu)
 }
 
 /// gᵀ · x, the gradient of the weight.
-fn weight_gradient(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    let ((rows, out), width) = (grad.dims2()?, x.dim(1)?);
+fn weight_gradient(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let ((out, width), rows) = (weight.dims2()?, rows_of(grad)?);
     let mut dw = vec![0.0; out * width];
     let (grad, x) = (values(grad)?, values(x)?);
     let (g, x) = (Mat::new(&grad, rows, out), Mat::new(&x, rows, width));
     gemm(1.0, g.t(), x, 0.0, MatMut::new(&mut dw, out, width), Threads::Pool);
-    Tensor::from_vec(dw, (out, width), &candle_core::Device::Cpu)
+    Tensor::from_vec(dw, (out, width), &Device::Cpu)
 }
 
 /// Σ over rows of g, the gradient of the bias.
-fn bias_gradient(grad: &Tensor) -> Result<Tensor> {
-    let (rows, out) = grad.dims2()?;
-    let grad = values(grad)?;
-    let sums = sum_rows(rows, out, |range, sums| {
-        for row in grad[range.start * out..range.end * out].chunks(out) {
+fn bias_gradient(bias: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let sums = column_sums(&values(grad)?, bias.elem_count());
+    Tensor::from_vec(sums, bias.shape(), &Device::Cpu)
+}
+
+/// Σ over the rows of `grad`, `width` values each.
+pub(crate) fn column_sums(grad: &[f32], width: usize) -> Vec<f32> {
+    sum_rows(grad.len() / width.max(1), width, |range, sums| {
+        for row in grad[range.start * width..range.end * width].chunks(width) {
             sums.iter_mut().zip(row).for_each(|(s, g)| *s += g);
         }
-    });
-    Tensor::from_vec(sums, out, &candle_core::Device::Cpu)
+    })
 }
 
-struct Frozen {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl CustomOp1 for Frozen {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let bias = self.bias.as_ref().map(values).transpose()?;
-        forward((slice(x, layout)?, layout), &values(&self.weight)?, bias.as_deref())
-    }
-
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        input_gradient(&self.weight, &grad.contiguous()?).map(Some)
-    }
-}
-
-struct Trained;
-
-/// Gradients of input and weight, each only if it is wanted.
-fn gradients(
-    x: &Tensor,
-    weight: &Tensor,
-    grad: &Tensor,
-) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    Ok((
-        x.track_op().then(|| input_gradient(weight, grad)).transpose()?,
-        weight.track_op().then(|| weight_gradient(x, grad)).transpose()?,
-    ))
-}
-
-impl CustomOp2 for Trained {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        forward((slice(x, lx)?, lx), slice(w, lw)?, None)
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        gradients(x, weight, &grad.contiguous()?)
-    }
-}
-
-impl CustomOp3 for Trained {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        forward((slice(x, lx)?, lx), slice(w, lw)?, Some(slice(b, lb)?))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (dx, dw) = gradients(x, weight, &grad)?;
-        Ok((dx, dw, bias.track_op().then(|| bias_gradient(&grad)).transpose()?))
-    }
+/// How many rows `[…, C]` has.
+fn rows_of(tensor: &Tensor) -> Result<usize> {
+    Ok(tensor.elem_count() / tensor.dim(candle_core::D::Minus1)?.max(1))
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! The MLP half of a block: mask ⊙ γ · fc2(GELU(fc1(LN x))).
 
-use std::sync::OnceLock;
-
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::branch::{Output, check_rows};
-use super::host::{slice, values};
-use super::mlp_rows::{Save, Saved};
-use super::{count, fusible, gelu, layer_norm, linear};
+use super::fresh::Fresh;
+use super::host::values;
+use super::mlp_rows::Save;
+use super::{Bottleneck, count, fusible, gelu, layer_norm, linear};
 
 /// The parameters of an MLP half block, each pair (weight, bias); cheap clones of the layers' tensors.
 #[derive(Debug, Clone)]
@@ -31,74 +30,130 @@ impl MlpBranch {
     /// # Errors
     /// If the shapes do not agree.
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        self.run(x, mask, Output::Branch)
+        self.run(x, mask, Output::Branch, None)
     }
 
-    /// x + [`MlpBranch::forward`], in one step.
+    /// x + [`MlpBranch::forward`] + what the `adapter` makes of x, in one step.
     ///
     /// # Errors
     /// As [`MlpBranch::forward`].
-    pub fn sum(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        self.run(x, mask, Output::Sum)
+    pub fn sum(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        adapter: Option<&Bottleneck>,
+    ) -> Result<Tensor> {
+        self.run(x, mask, Output::Sum, adapter)
     }
 
-    fn run(&self, x: &Tensor, mask: Option<&Tensor>, output: Output) -> Result<Tensor> {
-        let (batch, tokens, channels) = x.dims3()?;
-        self.check(channels)?;
+    fn run(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        output: Output,
+        adapter: Option<&Bottleneck>,
+    ) -> Result<Tensor> {
+        let (batch, tokens, _) = self.check(x, adapter)?;
         if mask.is_some_and(|mask| mask.dims() != [batch, tokens]) {
             bail!(
                 "mlp_branch: a mask {:?} for {batch} images of {tokens} tokens",
                 mask.map(Tensor::dims)
             );
         }
-        if self.fusible(x) && mask.is_none_or(|mask| fusible(&[mask])) {
-            let x = x.contiguous()?;
-            return match mask {
-                None => {
-                    let save = Save { rows: x.track_op(), mask: false };
-                    x.apply_op1(Fused::new(self, output, save))
-                }
-                Some(mask) => {
-                    let save = Save { rows: x.track_op(), mask: mask.track_op() };
-                    x.apply_op2(&mask.contiguous()?, Fused::new(self, output, save))
-                }
-            };
+        if self.fusible(x, adapter) && mask.is_none_or(|mask| fusible(&[mask])) {
+            return self.fused(x, mask, output, adapter);
         }
         let y = self.composed(x)?;
         let y = match mask {
             Some(mask) => y.broadcast_mul(&mask.unsqueeze(2)?)?,
             None => y,
         };
-        match output {
-            Output::Branch => Ok(y),
-            Output::Sum => x + y,
-        }
+        let y = match output {
+            Output::Branch => y,
+            Output::Sum => (x + y)?,
+        };
+        with_adapter(y, x, adapter)
+    }
+
+    fn fused(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        output: Output,
+        adapter: Option<&Bottleneck>,
+    ) -> Result<Tensor> {
+        count("mlp_branch");
+        let x = x.contiguous()?;
+        let mask = mask.map(Tensor::contiguous).transpose()?;
+        let save = Save { rows: x.track_op(), mask: mask.as_ref().is_some_and(Tensor::track_op) };
+        let (y, saved, hidden) = {
+            let (x, mask) = (values(&x)?, mask.as_ref().map(values).transpose()?);
+            let (mut y, saved) = self.masked_rows(&x, mask.as_deref(), output, save)?;
+            let hidden = adapter.map(|adapter| adapter.add_to(&x, &mut y)).transpose()?;
+            (y, saved, hidden)
+        };
+        let beside = adapter.cloned().zip(hidden);
+        let parameters = adapter.map(Bottleneck::trained).transpose()?.flatten();
+        let (masked, trained) = (mask.is_some(), parameters.is_some());
+        let inputs: Vec<&Tensor> = [&x].into_iter().chain(&mask).chain(&parameters).collect();
+        let branch = self.clone();
+        Fresh::on_cpu(y, x.shape()).with_gradient(&inputs, move |inputs, _, grad| {
+            count("mlp_branch.backward");
+            let (x, grad) = (values(inputs[0])?, values(grad)?);
+            let mask = if masked { Some(values(inputs[1])?) } else { None };
+            let (mut dx, dmask) =
+                branch.rows_gradient(&x, mask.as_deref(), &grad, (&saved, save), output)?;
+            let mut all = vec![None];
+            all.extend(masked.then_some(dmask));
+            if let Some((adapter, hidden)) = &beside {
+                let parameters = adapter.gradient((&x, hidden), &grad, dx.as_deref_mut())?;
+                all.extend(trained.then_some(Some(parameters)));
+            }
+            all[0] = dx;
+            let tensor = |(values, input): (Option<Vec<f32>>, &&Tensor)| {
+                values.map(|v| Tensor::from_vec(v, input.shape(), &Device::Cpu)).transpose()
+            };
+            all.into_iter().zip(inputs).map(tensor).collect()
+        })
     }
 
     /// For inference: x + branch on the `active` rows (numbers in 0 .. B·N, none twice), the others unchanged; work is
-    /// done on the active rows only. `x`: `[B, N, C]`.
+    /// done on the active rows only. `x`: `[B, N, C]`. Every row gets what the `adapter` makes of it.
     ///
     /// # Errors
     /// If the shapes do not agree, or a row number is out of range or occurs twice.
-    pub fn gathered(&self, x: &Tensor, active: &[u32]) -> Result<Tensor> {
-        let (batch, tokens, channels) = x.dims3()?;
-        self.check(channels)?;
+    pub fn gathered(
+        &self,
+        x: &Tensor,
+        active: &[u32],
+        adapter: Option<&Bottleneck>,
+    ) -> Result<Tensor> {
+        let (batch, tokens, channels) = self.check(x, adapter)?;
         check_rows("mlp_branch", active, batch * tokens)?;
-        if active.is_empty() {
-            return Ok(x.clone());
-        }
-        if self.fusible(x) && !x.track_op() {
+        if self.fusible(x, adapter) && !x.track_op() {
             count("mlp_branch.gathered");
             let x = x.contiguous()?;
-            let y = self.gathered_rows(&values(&x)?, active)?;
-            return Tensor::from_vec(y, x.shape(), &Device::Cpu);
+            let values = values(&x)?;
+            let mut y = self.gathered_rows(&values, active)?;
+            if let Some(adapter) = adapter {
+                adapter.add_to(&values, &mut y)?;
+            }
+            return Ok(Fresh::on_cpu(y, x.shape()).tensor());
         }
-        let rows = x.reshape(((), channels))?;
-        let ids = Tensor::new(active, x.device())?;
-        rows.index_add(&ids, &self.composed(&rows.index_select(&ids, 0)?)?, 0)?.reshape(x.shape())
+        let y = if active.is_empty() {
+            x.clone()
+        } else {
+            let rows = x.reshape(((), channels))?;
+            let ids = Tensor::new(active, x.device())?;
+            let branch = self.composed(&rows.index_select(&ids, 0)?)?;
+            rows.index_add(&ids, &branch, 0)?.reshape(x.shape())?
+        };
+        with_adapter(y, x, adapter)
     }
 
-    fn check(&self, channels: usize) -> Result<()> {
+    /// Images, tokens and channels of `x`.
+    fn check(&self, x: &Tensor, adapter: Option<&Bottleneck>) -> Result<(usize, usize, usize)> {
+        let (batch, tokens, channels) = x.dims3()?;
         let hidden = self.fc1.1.elem_count();
         let fits = self.fc1.0.dims() == [hidden, channels]
             && self.fc2.0.dims() == [channels, hidden]
@@ -108,14 +163,19 @@ impl MlpBranch {
             let (fc1, fc2) = (self.fc1.0.dims(), self.fc2.0.dims());
             bail!("mlp_branch: {channels} channels do not fit fc1 {fc1:?} and fc2 {fc2:?}");
         }
-        Ok(())
+        if adapter.is_some_and(|adapter| !adapter.fits(x.shape())) {
+            bail!("mlp_branch: the adapter does not fit {:?}", x.dims());
+        }
+        Ok((batch, tokens, channels))
     }
 
-    fn fusible(&self, x: &Tensor) -> bool {
+    fn fusible(&self, x: &Tensor, adapter: Option<&Bottleneck>) -> bool {
         let pairs = [&self.norm, &self.fc1, &self.fc2];
         let mut weights =
             pairs.into_iter().flat_map(|(weight, bias)| [weight, bias]).chain(&self.gamma);
-        fusible(&[x]) && weights.all(|w| fusible(&[w]) && !w.track_op() && w.is_contiguous())
+        fusible(&[x])
+            && weights.all(|w| fusible(&[w]) && !w.track_op() && w.is_contiguous())
+            && adapter.is_none_or(Bottleneck::fusible)
     }
 
     /// γ · fc2(GELU(fc1(LN x))) of `[…, C]`.
@@ -133,89 +193,9 @@ impl MlpBranch {
     }
 }
 
-struct Fused {
-    branch: MlpBranch,
-    output: Output,
-    save: Save,
-    saved: OnceLock<Saved>,
-}
-
-impl Fused {
-    fn new(branch: &MlpBranch, output: Output, save: Save) -> Self {
-        Self { branch: branch.clone(), output, save, saved: OnceLock::new() }
-    }
-
-    fn forward(
-        &self,
-        x: (&CpuStorage, &Layout),
-        mask: Option<&[f32]>,
-    ) -> Result<(CpuStorage, Shape)> {
-        count("mlp_branch");
-        let (y, saved) = self.branch.masked_rows(slice(x.0, x.1)?, mask, self.output, self.save)?;
-        self.saved.get_or_init(|| saved);
-        Ok((CpuStorage::F32(y), x.1.shape().clone()))
-    }
-
-    fn input_gradient(
-        &self,
-        x: &Tensor,
-        mask: Option<&Tensor>,
-        grad: &Tensor,
-    ) -> Result<Option<Tensor>> {
-        let Some(saved) = self.saved.get().filter(|_| self.save.rows) else { return Ok(None) };
-        count("mlp_branch.backward");
-        let mask = mask.map(values).transpose()?;
-        let (x_values, grad) = (values(x)?, values(grad)?);
-        let beside = self.output.beside(&grad);
-        let dx = self.branch.rows_gradient(&x_values, mask.as_deref(), &grad, saved, beside)?;
-        Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
-    }
-}
-
-impl CustomOp1 for Fused {
-    fn name(&self) -> &'static str {
-        "mlp_branch"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, layout), None)
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        self.input_gradient(x, None, &grad.contiguous()?)
-    }
-}
-
-impl CustomOp2 for Fused {
-    fn name(&self) -> &'static str {
-        "mlp_branch"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        mask: &CpuStorage,
-        lm: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, lx), Some(slice(mask, lm)?))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        mask: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let dx = self.input_gradient(x, Some(mask), &grad)?;
-        let Some(saved) = self.saved.get().filter(|_| self.save.mask) else {
-            return Ok((dx, None));
-        };
-        let x = values(x)?;
-        let beside = self.output.beside(&x);
-        let dmask = saved.mask_gradient(&values(mask)?, (&values(y)?, beside), &values(&grad)?);
-        Ok((dx, Some(Tensor::from_vec(dmask, mask.shape(), &Device::Cpu)?)))
+fn with_adapter(y: Tensor, x: &Tensor, adapter: Option<&Bottleneck>) -> Result<Tensor> {
+    match adapter {
+        Some(adapter) => y + adapter.forward(x)?,
+        None => Ok(y),
     }
 }

@@ -11,19 +11,19 @@ use super::branch::{
     Output, add_bias, add_rows, gradient_product, normalise, normalise_gradient, positions, product,
 };
 use super::host::values;
-use super::rows::{for_row_blocks, scratch};
+use super::rows::{Scratch, for_row_blocks, scratch};
 use super::vector::{gelu, gelu_derivative, sum_of, vectorised};
 
 /// Rows whose hidden values exist at one time: enough that packing the weights is a small part of a product, few enough
 /// that the hidden values (12 MiB at 3072) do not grow with the batch.
 const ROWS: usize = 1024;
 
-/// What the forward pass is to keep.
+/// What the backward pass will need.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Save {
-    /// What the gradient of the input needs.
+    /// The gradient of the input.
     pub(crate) rows: bool,
-    /// What the gradient of the mask needs.
+    /// The gradient of the mask.
     pub(crate) mask: bool,
 }
 
@@ -33,8 +33,10 @@ pub(crate) struct Saved {
     active: Vec<usize>,
     /// Their values before the activation, `[active, hidden]`.
     hidden: Vec<f32>,
-    /// The branch's output on the other rows, in their order.
-    inactive: Vec<f32>,
+    /// Rows whose mask gets its gradient from the branch's output, in rising order.
+    shown: Vec<usize>,
+    /// The branch's output on them.
+    outputs: Vec<f32>,
 }
 
 impl MlpBranch {
@@ -63,12 +65,19 @@ impl MlpBranch {
             let beside = output.beside(x).filter(|_| mask.is_none());
             self.block(input, count, keep, beside.map(|x| &x[i * ROWS * channels..]), y)?;
         }
-        let mut inactive = Vec::new();
+        let (mut shown, mut outputs) = (Vec::new(), Vec::new());
         if let Some(mask) = mask {
-            let inactive = save.mask.then_some(&mut inactive);
-            apply_mask(&mut y, mask, output.beside(x), inactive);
+            if save.mask {
+                // The gradient of an active row's mask falls out of that of its hidden values.
+                shown = (0..rows).filter(|&row| !(save.rows && is_active(row))).collect();
+                outputs = vec![0.0; shown.len() * channels];
+                let row = |i: usize| &y[shown[i] * channels..][..channels];
+                let parts = outputs.par_chunks_exact_mut(channels).enumerate();
+                parts.for_each(|(i, output)| output.copy_from_slice(row(i)));
+            }
+            apply_mask(&mut y, mask, output.beside(x));
         }
-        Ok((y, Saved { active, hidden, inactive }))
+        Ok((y, Saved { active, hidden, shown, outputs }))
     }
 
     /// `x` + branch on the active rows.
@@ -108,18 +117,56 @@ impl MlpBranch {
         add_bias(y, &self.fc2.1, self.gamma.as_ref(), beside)
     }
 
-    /// The gradient of `x` for that of the branch's output, plus `beside`.
+    /// The gradients of `x` and of the mask, each if it was to be saved for, for that of what [`MlpBranch::masked_rows`] gave.
     pub(crate) fn rows_gradient(
         &self,
         x: &[f32],
         mask: Option<&[f32]>,
         grad: &[f32],
+        (saved, save): (&Saved, Save),
+        output: Output,
+    ) -> Result<(Option<Vec<f32>>, Option<Vec<f32>>)> {
+        let channels = self.fc2.1.elem_count();
+        let rows = x.len() / channels;
+        let mut dmask = vec![0.0; if save.mask { rows } else { 0 }];
+        if save.mask {
+            let outputs = saved.outputs.par_chunks_exact(channels).zip(&saved.shown);
+            let gradient = |(branch, &row): (&[f32], &usize)| {
+                let grad = &grad[row * channels..][..channels];
+                (
+                    row,
+                    vectorised(
+                        #[inline(always)]
+                        || sum_of(grad, branch, |g, b| g * b),
+                    ),
+                )
+            };
+            let found: Vec<(usize, f32)> = outputs.map(gradient).collect();
+            found.into_iter().for_each(|(row, d)| dmask[row] = d);
+        }
+        let mut dx = None;
+        if save.rows {
+            let dnormed = self.normed_gradient(mask, grad, saved, &mut dmask)?;
+            let position = positions(saved.active.iter().copied(), rows);
+            let dnormed = &*dnormed;
+            let row = |i: usize| position[i].map(|at| &dnormed[at * channels..][..channels]);
+            let to = dx.insert(vec![0.0; x.len()]);
+            normalise_gradient(x, row, (&self.norm, self.eps), output.beside(grad), to)?;
+        }
+        Ok((dx, save.mask.then_some(dmask)))
+    }
+
+    /// The gradient of the active rows after the norm, `[active, C]`; writes that of their masks, unless `dmask` is empty.
+    fn normed_gradient(
+        &self,
+        mask: Option<&[f32]>,
+        grad: &[f32],
         saved: &Saved,
-        beside: Option<&[f32]>,
-    ) -> Result<Vec<f32>> {
+        dmask: &mut [f32],
+    ) -> Result<Scratch> {
         let (channels, width) = (self.fc2.1.elem_count(), self.fc1.1.elem_count());
         let gamma = self.gamma.as_ref().map(values).transpose()?;
-        let gamma = gamma.as_deref();
+        let (gamma, bias) = (gamma.as_deref(), values(&self.fc2.1)?);
         let mut dnormed = scratch(saved.active.len() * channels);
         let blocks = saved.active.chunks(ROWS).zip(saved.hidden.chunks(ROWS * width));
         for ((active, hidden), dnormed) in blocks.zip(dnormed.chunks_mut(ROWS * channels)) {
@@ -133,67 +180,36 @@ impl MlpBranch {
                 }
             });
             gradient_product(&g, &self.fc2.0, &mut dhidden)?;
-            for_row_blocks(&mut dhidden, 1, |first, block| {
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        block
-                            .iter_mut()
-                            .zip(&hidden[first..])
-                            .for_each(|(d, &h)| *d *= gelu_derivative(h))
-                    },
-                );
+            // ⟨g, branch⟩ = ⟨g · fc2, GELU(h)⟩ + ⟨g, bias⟩.
+            let mut along = scratch(active.len());
+            let rows = dhidden.par_chunks_mut(8 * width).zip(along.par_chunks_mut(8)).enumerate();
+            rows.for_each(|(i, (dhidden, along))| {
+                let hidden = &hidden[8 * i * width..];
+                let rows = dhidden.chunks_exact_mut(width).zip(hidden.chunks_exact(width));
+                rows.zip(along).for_each(|((d, h), along)| *along = through_activation(d, h));
             });
+            if !dmask.is_empty() {
+                for ((&row, along), g) in active.iter().zip(&*along).zip(g.chunks_exact(channels)) {
+                    let of_bias: f32 = g.iter().zip(&*bias).map(|(g, b)| g * b).sum();
+                    dmask[row] = (along + of_bias) / mask.map_or(1.0, |mask| mask[row]);
+                }
+            }
             gradient_product(&dhidden, &self.fc1.0, dnormed)?;
         }
-        let position = positions(saved.active.iter().copied(), x.len() / channels);
-        let dnormed = &*dnormed;
-        let row = |i: usize| position[i].map(|at| &dnormed[at * channels..][..channels]);
-        let mut dx = vec![0.0; x.len()];
-        normalise_gradient(x, row, (&self.norm, self.eps), beside, &mut dx)?;
-        Ok(dx)
+        Ok(dnormed)
     }
 }
 
-impl Saved {
-    /// ⟨g, branch⟩ of every row; `y` is the masked output plus `beside`.
-    pub(crate) fn mask_gradient(
-        &self,
-        mask: &[f32],
-        (y, beside): (&[f32], Option<&[f32]>),
-        grad: &[f32],
-    ) -> Vec<f32> {
-        let channels = y.len() / mask.len().max(1);
-        let mut inactive = self.inactive.chunks_exact(channels);
-        // On an active row the output itself is the branch, times the mask's value, plus what was added to it.
-        let branch = |(row, &m): (usize, &f32)| match m {
-            0.0 => inactive.next().map(|branch| (branch, None, 1.0)),
-            m => {
-                let beside = beside.map(|beside| &beside[row * channels..][..channels]);
-                Some((&y[row * channels..][..channels], beside, 1.0 / m))
-            }
-        };
-        let branches: Vec<_> = mask.iter().enumerate().map(branch).collect();
-        let mut dmask = vec![0.0; mask.len()];
-        dmask.par_chunks_mut(64).enumerate().for_each_init(Vec::new, |alone, (i, block)| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (row, d) in (64 * i..).zip(block) {
-                        let Some((mut branch, beside, scale)) = branches[row] else { continue };
-                        if let Some(beside) = beside {
-                            alone.clear();
-                            alone.extend(branch.iter().zip(beside).map(|(y, x)| y - x));
-                            branch = alone;
-                        }
-                        let grad = &grad[row * channels..][..channels];
-                        *d = scale * sum_of(grad, branch, |g, b| g * b);
-                    }
-                },
-            );
-        });
-        dmask
-    }
+/// d ← d ⊙ GELU′(h), the values before the activation; returns ⟨d, GELU(h)⟩ of the old d.
+fn through_activation(d: &mut [f32], h: &[f32]) -> f32 {
+    vectorised(
+        #[inline(always)]
+        || {
+            let along = sum_of(d, h, |d, h| d * gelu(h));
+            d.iter_mut().zip(h).for_each(|(d, &h)| *d *= gelu_derivative(h));
+            along
+        },
+    )
 }
 
 /// row ← GELU(row + bias), with row + bias written to `keep` if it is there.
@@ -212,28 +228,22 @@ fn activate(row: &mut [f32], bias: &[f32], keep: Option<&mut [f32]>) {
     );
 }
 
-/// Multiplies every row by its mask and adds `beside`; the rows whose mask is 0 are first kept in `inactive`.
-fn apply_mask(
-    y: &mut [f32],
-    mask: &[f32],
-    beside: Option<&[f32]>,
-    mut inactive: Option<&mut Vec<f32>>,
-) {
+/// Multiplies every row by its mask and adds `beside`.
+fn apply_mask(y: &mut [f32], mask: &[f32], beside: Option<&[f32]>) {
     let channels = y.len() / mask.len().max(1);
-    for (i, (row, &m)) in y.chunks_exact_mut(channels.max(1)).zip(mask).enumerate() {
-        if m == 0.0 {
-            if let Some(inactive) = &mut inactive {
-                inactive.extend_from_slice(row);
+    for_row_blocks(y, channels, |first, block| {
+        for (i, row) in block.chunks_exact_mut(channels).enumerate() {
+            match mask[first + i] {
+                0.0 => row.fill(0.0),
+                1.0 => {}
+                m => row.iter_mut().for_each(|v| *v *= m),
             }
-            row.fill(0.0);
-        } else if m != 1.0 {
-            row.iter_mut().for_each(|v| *v *= m);
+            if let Some(beside) = beside {
+                let beside = &beside[(first + i) * channels..][..channels];
+                row.iter_mut().zip(beside).for_each(|(v, b)| *v += b);
+            }
         }
-        if let Some(beside) = beside {
-            let beside = &beside[i * channels..][..channels];
-            row.iter_mut().zip(beside).for_each(|(v, b)| *v += b);
-        }
-    }
+    });
 }
 
 fn scale_row(from: &[f32], scale: f32, gamma: Option<&[f32]>, to: &mut [f32]) {
@@ -297,11 +307,16 @@ mod tests {
             branch.gamma = None;
             let half = mask(batch, tokens, |i| i % 5 < 2)?;
             assert_twins("mlp_branch", 2e-5, all, |t| branch.forward(&t[0], Some(&half)))?;
-            assert_twins("mlp_branch", 2e-5, all, |t| branch.sum(&t[0], None))?;
+            assert_twins("mlp_branch", 2e-5, all, |t| branch.sum(&t[0], None, None))?;
             for mask in [half, mask(batch, tokens, |_| true)?, mask(batch, tokens, |_| false)?] {
                 let inputs = [x.clone(), mask];
                 assert_twins("mlp_branch", 2e-5, &inputs, |t| branch.forward(&t[0], Some(&t[1])))?;
-                assert_twins("mlp_branch", 2e-5, &inputs, |t| branch.sum(&t[0], Some(&t[1])))?;
+                assert_twins("mlp_branch", 2e-5, &inputs, |t| {
+                    branch.sum(&t[0], Some(&t[1]), None)
+                })?;
+                // Of an input that wants no gradient the mask still gets its own.
+                let alone = &inputs[1..];
+                assert_twins("mlp_branch", 2e-5, alone, |t| branch.forward(&x, Some(&t[0])))?;
             }
         }
         Ok(())
@@ -337,9 +352,9 @@ mod tests {
             (mask(3, 197, |_| false)?, vec![]),
         ] {
             let masked = (&x + branch.forward(&x, Some(&mask))?)?;
-            let gathered = branch.gathered(&x, &active)?;
+            let gathered = branch.gathered(&x, &active, None)?;
             assert!(relative_difference(&gathered, &masked)? < 1e-5);
-            let plain = composed(|| branch.gathered(&x, &active))?;
+            let plain = composed(|| branch.gathered(&x, &active, None))?;
             assert!(relative_difference(&gathered, &plain)? < 1e-5);
         }
         assert!(kernel_calls("mlp_branch.gathered") >= before + 2);
@@ -349,8 +364,10 @@ mod tests {
     #[test]
     fn wrong_row_lists_are_refused() -> Result<()> {
         let (branch, x) = (branch(8, random)?, random(&[1, 3, 8], 1)?);
-        assert!(branch.gathered(&x, &[3]).unwrap_err().to_string().contains("row 3 of 3"));
-        assert!(branch.gathered(&x, &[1, 1]).unwrap_err().to_string().contains("listed twice"));
+        assert!(branch.gathered(&x, &[3], None).unwrap_err().to_string().contains("row 3 of 3"));
+        assert!(
+            branch.gathered(&x, &[1, 1], None).unwrap_err().to_string().contains("listed twice")
+        );
         Ok(())
     }
 }

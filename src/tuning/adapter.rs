@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::backbone::detached;
 use crate::config::AdapterConfig;
-use crate::ops;
+use crate::ops::{self, Bottleneck};
 use crate::params::{Init, Scope};
 use crate::rng::Stream;
 
@@ -48,11 +48,21 @@ impl Adapter {
     /// # Errors
     /// If the width of `x` is another one.
     pub fn forward(&self, x: &Tensor, streams: &mut [Stream]) -> Result<Tensor> {
-        let hidden = ops::linear(x, &self.down.0, Some(&self.down.1))?.relu()?; // [B, N, d]
-        let hidden = dropped(hidden, self.dropout, streams)?;
-        // The few weights are scaled instead of the many tokens.
-        let (weight, bias) = ((&self.up.0 * self.scale)?, (&self.up.1 * self.scale)?);
-        ops::linear(&hidden, &weight, Some(&bias))
+        self.drawn(x, streams)?.forward(x)
+    }
+
+    /// The arithmetic of one pass over `x` `[B, N, C]`, with dropout drawn from `streams` as in [`Adapter::forward`].
+    pub(super) fn drawn(&self, x: &Tensor, streams: &mut [Stream]) -> Result<Bottleneck> {
+        let (batch, tokens, _) = x.dims3()?;
+        let shape = (batch, tokens, self.down.1.elem_count());
+        let factors = if self.dropout == 0.0 || streams.is_empty() {
+            None
+        } else {
+            let ones = Tensor::ones(shape, x.dtype(), x.device())?;
+            Some(ops::dropout(&ones, self.dropout, streams)?)
+        };
+        let (down, up) = (self.down.clone(), self.up.clone());
+        Ok(Bottleneck { down, up, scale: self.scale, factors })
     }
 }
 

@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor};
 use crate::backbone::{Dims, TokenGrid};
 use crate::config::{AdapterConfig, Placement, RlrrConfig, TuningConfig};
 use crate::dispatch::Site;
-use crate::ops::{self, AttentionBranch};
+use crate::ops::{self, AttentionBranch, Bottleneck};
 use crate::params::Scope;
 use crate::rng::Stream;
 
@@ -190,26 +190,35 @@ impl BlockTuning {
         }
     }
 
-    /// `y`, the tokens after `site`, with its adapter's part, which reads `x`, the tokens before it, or `y`; both
-    /// `[B, N, C]`. Dropout draws from `streams(number)` of the block's adapter `number`, one stream per image; none outside
+    /// `run`, the part of the block at `site`, with its adapter, which reads `x` `[B, N, C]`, the tokens before it, or what
+    /// `run` gives. An adapter that reads `x` is handed to `run`, which may add it in the same step; the others are added
+    /// after it. Dropout draws from `streams(number)` of the block's adapter `number`, one stream per image; none outside
     /// training.
     ///
     /// # Errors
-    /// If the width of `x` is another one.
+    /// If `run` fails, or the width of `x` is another one.
     pub fn adapt(
         &self,
         site: Site,
         x: &Tensor,
-        y: Tensor,
         streams: impl FnOnce(u16) -> Vec<Stream>,
+        run: impl FnOnce(Option<&Bottleneck>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let Some(number) = self.adapters.iter().position(|(at, _)| *at == site) else {
-            return Ok(y);
+            return run(None);
         };
         let (adapter, mut streams) = (&self.adapters[number].1, streams(number as u16));
-        match self.placement {
-            Placement::Parallel => ops::add(&y, &adapter.forward(x, &mut streams)?),
-            Placement::Sequential => ops::add(&y, &adapter.forward(&y, &mut streams)?),
+        match (self.placement, adapter) {
+            (Placement::Parallel, AnyAdapter::One(adapter)) => {
+                run(Some(&adapter.drawn(x, &mut streams)?))
+            }
+            (Placement::Parallel, AnyAdapter::Experts(adapter)) => {
+                ops::add(&run(None)?, &adapter.forward(x, &mut streams)?)
+            }
+            (Placement::Sequential, adapter) => {
+                let y = run(None)?;
+                ops::add(&y, &adapter.forward(&y, &mut streams)?)
+            }
         }
     }
 }

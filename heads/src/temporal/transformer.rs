@@ -121,7 +121,7 @@ impl ClipTransformer {
         let mut x = Tensor::cat(&[&self.cls_token.broadcast_as((batch, 1, dim))?, &x], 1)?;
         for (attention, mlp) in &self.blocks {
             let places = (1, x.dim(1)?);
-            x = mlp.sum(&attention.sum(&x, places, None)?, None)?;
+            x = mlp.sum(&attention.sum(&x, places, None)?, None, None)?;
         }
         let clip = x.narrow(1, 0, 1)?.squeeze(1)?;
         ops::layer_norm(&clip, &self.norm.0, &self.norm.1, NORM_EPS)
