@@ -194,7 +194,7 @@ mod tests {
             assert_twins("mlp_branch", 2e-5, &all, |t| {
                 mlp.sum(&t[0], Some(&t[1]), Some(&bottleneck(&t[2..], factors.clone())))
             })?;
-            let all = [&[x.clone()], &parameters[..]].concat();
+            let all = [std::slice::from_ref(&x), &parameters].concat();
             assert_twins("mlp_branch", 2e-5, &all, |t| {
                 mlp.sum(&t[0], None, Some(&bottleneck(&t[1..], factors.clone())))
             })?;

@@ -4,29 +4,75 @@
 //! `conv3x3(up(x)) = Σ_t shift_t(up(W_t · x))`: the product runs at the map's own size, a fraction 1/k² of the pixels, and
 //! what it gives is enlarged, shifted (zeros come in from beyond the edge) and added.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::host::{slice, values};
+use super::conv2d::Geometry;
+use super::fresh::Fresh;
+use super::host::values;
 use super::resize::{Interpolation, axis};
 use super::rows::scratch;
 use super::separable::{Axis, Dense, Taps};
 use super::vector::vectorised;
-use super::{Conv2d, conv2d, count, fusible, resize_bilinear};
+use super::{Conv2d, add, conv2d, count, fusible, resize_bilinear};
 
-/// `conv2d(resize_bilinear(x, size), weight)` with padding 1: `x` `[B, C, h, w]`, `weight` `[O, C, 3, 3]` → `[B, O, H, W]`.
+/// `conv2d(resize_bilinear(x, size), weight)` with padding 1, added to `onto`: `x` `[B, C, h, w]`, `weight` `[O, C, 3, 3]` →
+/// `[B, O, H, W]`.
 ///
 /// # Errors
 /// If the shapes do not fit together or a side is 0.
-pub fn conv3x3_of_resized(x: &Tensor, weight: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    let (_, channels, height, width) = x.dims4()?;
+pub fn conv3x3_of_resized(
+    x: &Tensor,
+    weight: &Tensor,
+    size: (usize, usize),
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
     let (outputs, _, _, _) = weight.dims4()?;
-    if !mixes_before_resizing((height, width), size) || !fusible(&[x, weight]) {
-        return conv2d(&resize_bilinear(x, size)?, weight, None, Conv2d::same(3));
+    if let Some(onto) = onto.filter(|onto| onto.dims() != [batch, outputs, size.0, size.1]) {
+        bail!("conv_of_resized: {outputs} maps of {size:?} do not add to {:?}", onto.dims());
     }
-    let taps = weight.permute((0, 2, 3, 1))?.reshape((9 * outputs, channels, 1, 1))?;
-    let mixed = conv2d(x, &taps, None, Conv2d::default())?; // [B, O · 9, h, w]
-    mixed.contiguous()?.apply_op1(Spread::new((height, width), size))
+    if mixes_before_resizing((height, width), size)
+        && fusible(&[x, weight])
+        && onto.is_none_or(|onto| fusible(&[onto]))
+    {
+        let taps = weight.permute((0, 2, 3, 1))?.reshape((9 * outputs, channels, 1, 1))?;
+        return fused(x, &taps, Spread::new((height, width), size), onto);
+    }
+    let y = conv2d(&resize_bilinear(x, size)?, weight, None, Conv2d::same(3))?;
+    match onto {
+        Some(onto) => add(onto, &y),
+        None => Ok(y),
+    }
+}
+
+/// `taps`: `[O · 9, C, 1, 1]`. The mixed maps are not kept: they have nine times the output's channels.
+fn fused(x: &Tensor, taps: &Tensor, spread: Spread, onto: Option<&Tensor>) -> Result<Tensor> {
+    count("conv_of_resized");
+    let (x, taps) = (x.contiguous()?, taps.contiguous()?);
+    let onto = onto.map(Tensor::contiguous).transpose()?;
+    let mix = Geometry::new(x.shape(), taps.shape(), Conv2d::default())?;
+    let y = {
+        let onto = onto.as_ref().map(values).transpose()?;
+        spread.spread(&mix.forward(&values(&x)?, &values(&taps)?, None), onto.as_deref())
+    };
+    let (batch, outputs) = (x.dim(0)?, taps.dim(0)? / 9);
+    let inputs: Vec<&Tensor> = [&x, &taps].into_iter().chain(&onto).collect();
+    let y = Fresh::on_cpu(y, (batch, outputs, spread.to.0, spread.to.1));
+    y.with_gradient(&inputs, move |inputs, _, grad| {
+        count("conv_of_resized.backward");
+        let mixed = spread.gather(&values(grad)?);
+        let gradient = |(i, input): (usize, &&Tensor)| {
+            let values = match i {
+                _ if !input.track_op() => return Ok(None),
+                0 => mix.input_gradient(&values(inputs[1])?, &mixed, None),
+                1 => mix.weight_gradient(&values(inputs[0])?, &mixed),
+                _ => return Ok(Some(grad.clone())),
+            };
+            Tensor::from_vec(values, input.shape(), &Device::Cpu).map(Some)
+        };
+        inputs.iter().enumerate().map(gradient).collect()
+    })
 }
 
 /// Whether nine products at the size `from` cost clearly less than the convolution at the size `to`.
@@ -59,12 +105,16 @@ impl Spread {
         Self { rows: shifted(from.0, to.0), columns: shifted(from.1, to.1), from, to }
     }
 
-    fn spread(&self, x: &[f32]) -> Vec<f32> {
+    fn spread(&self, x: &[f32], onto: Option<&[f32]>) -> Vec<f32> {
         let (small, large) = (self.from.0 * self.from.1, self.to.0 * self.to.1);
         let (rows, columns) =
             (self.rows.each_ref().map(Dense::new), self.columns.each_ref().map(Dense::new));
         let mut out = vec![0.0; x.len() / (9 * small) * large];
-        out.par_chunks_exact_mut(large).zip(x.par_chunks_exact(9 * small)).for_each(|(out, x)| {
+        let maps = out.par_chunks_exact_mut(large).zip(x.par_chunks_exact(9 * small)).enumerate();
+        maps.for_each(|(map, (out, x))| {
+            if let Some(onto) = onto {
+                out.copy_from_slice(&onto[map * large..][..large]);
+            }
             vectorised(
                 #[inline(always)]
                 || {
@@ -124,28 +174,10 @@ impl Spread {
     }
 }
 
-impl CustomOp1 for Spread {
-    fn name(&self) -> &'static str {
-        "conv_of_resized"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        count("conv_of_resized");
-        let (batch, channels, _, _) = layout.shape().dims4()?;
-        let shape = Shape::from((batch, channels / 9, self.to.0, self.to.1));
-        Ok((CpuStorage::F32(self.spread(slice(x, layout)?)), shape))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        count("conv_of_resized.backward");
-        let dx = self.gather(&values(&grad.contiguous()?)?);
-        Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::gradcheck::relative_difference;
     use crate::ops::kernel_calls;
     use crate::ops::twin::{assert_twins, random};
 
@@ -162,7 +194,11 @@ mod tests {
         for (from, to) in sizes {
             let inputs = [random(&[2, 6, from.0, from.1], 1)?, random(&[5, 6, 3, 3], 2)?];
             assert_twins("conv_of_resized", 1e-5, &inputs, |t| {
-                conv3x3_of_resized(&t[0], &t[1], to)
+                conv3x3_of_resized(&t[0], &t[1], to, None)
+            })?;
+            let inputs = [&inputs[..], &[random(&[2, 5, to.0, to.1], 3)?]].concat();
+            assert_twins("conv_of_resized", 1e-5, &inputs, |t| {
+                conv3x3_of_resized(&t[0], &t[1], to, Some(&t[2]))
             })?;
         }
         Ok(())
@@ -172,7 +208,7 @@ mod tests {
     fn at_real_width_it_stays_within_rounding() -> Result<()> {
         let inputs = [random(&[1, 768, 9, 11], 1)?, (random(&[64, 768, 3, 3], 2)? * 0.02)?];
         assert_twins("conv_of_resized", 1e-5, &inputs, |t| {
-            conv3x3_of_resized(&t[0], &t[1], (18, 23))
+            conv3x3_of_resized(&t[0], &t[1], (18, 23), None)
         })
     }
 
@@ -180,7 +216,10 @@ mod tests {
     fn a_map_that_hardly_grows_is_enlarged_first() -> Result<()> {
         let (x, weight) = (random(&[1, 4, 8, 8], 1)?, random(&[4, 4, 3, 3], 2)?);
         let before = kernel_calls("conv_of_resized");
-        let y = conv3x3_of_resized(&x, &weight, (9, 9))?;
+        let y = conv3x3_of_resized(&x, &weight, (9, 9), None)?;
+        let twice = conv3x3_of_resized(&x, &weight, (9, 9), Some(&y))?;
+        assert!(relative_difference(&twice, &(&y * 2.0)?)? < 1e-6);
+        assert!(conv3x3_of_resized(&x, &weight, (8, 9), Some(&y)).is_err());
         assert_eq!((y.dims(), kernel_calls("conv_of_resized")), (&[1usize, 4, 9, 9][..], before));
         Ok(())
     }

@@ -268,6 +268,11 @@ fn fused_resizing_and_averaging_equal_the_composed_ones() -> Result<()> {
             assert_twins("separable", 1e-5, &x, |t| resize(&t[0], size, mode))?;
         }
     }
+    for size in [(14, 18), (11, 4)] {
+        let inputs = [random(&[x[0].dim(0)?, x[0].dim(1)?, size.0, size.1], 2)?, x[0].clone()];
+        assert_twins("separable", 1e-5, &inputs, |t| add_resized(&t[0], &t[1]))?;
+    }
+    assert!(add_resized(&x[0], &x[0].narrow(1, 0, 1)?).is_err());
     for size in [(1, 1), (2, 2), (3, 3), (6, 6), (11, 11)] {
         assert_twins("separable", 1e-5, &x, |t| adaptive_avg_pool2d(&t[0], size))?;
     }

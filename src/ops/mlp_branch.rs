@@ -101,7 +101,7 @@ impl MlpBranch {
             count("mlp_branch.backward");
             let (x, grad) = (values(inputs[0])?, values(grad)?);
             let mask = if masked { Some(values(inputs[1])?) } else { None };
-            let (mut dx, dmask) =
+            let [mut dx, dmask] =
                 branch.rows_gradient(&x, mask.as_deref(), &grad, (&saved, save), output)?;
             let mut all = vec![None];
             all.extend(masked.then_some(dmask));

@@ -125,7 +125,7 @@ impl MlpBranch {
         grad: &[f32],
         (saved, save): (&Saved, Save),
         output: Output,
-    ) -> Result<(Option<Vec<f32>>, Option<Vec<f32>>)> {
+    ) -> Result<[Option<Vec<f32>>; 2]> {
         let channels = self.fc2.1.elem_count();
         let rows = x.len() / channels;
         let mut dmask = vec![0.0; if save.mask { rows } else { 0 }];
@@ -153,7 +153,7 @@ impl MlpBranch {
             let to = dx.insert(vec![0.0; x.len()]);
             normalise_gradient(x, row, (&self.norm, self.eps), output.beside(grad), to)?;
         }
-        Ok((dx, save.mask.then_some(dmask)))
+        Ok([dx, save.mask.then_some(dmask)])
     }
 
     /// The gradient of the active rows after the norm, `[active, C]`; writes that of their masks, unless `dmask` is empty.

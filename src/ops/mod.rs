@@ -87,7 +87,7 @@ pub use product::in_precision;
 pub(crate) use recompute::recomputed;
 pub use relative_position::{RelativePosition, resize_relative_position};
 pub use rescale::rescale;
-pub use resize::{Interpolation, resize, resize_bilinear};
+pub use resize::{Interpolation, add_resized, resize, resize_bilinear};
 pub use roi_align::{Roi, RoiAlign, pyramid_level, roi_align, roi_align_bitmap};
 pub use softmax::{log_softmax, softmax};
 pub use windows::{window_partition, window_unpartition};

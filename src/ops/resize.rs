@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::add;
 use super::separable::{Axis, separable};
 
 /// How samples between pixels are found.
@@ -33,7 +34,7 @@ pub fn resize(x: &Tensor, size: (usize, usize), mode: Interpolation) -> Result<T
     if (height, width) == size {
         return Ok(x.clone());
     }
-    separable(x, &axis(height, size.0, mode), &axis(width, size.1, mode))
+    separable(x, &axis(height, size.0, mode), &axis(width, size.1, mode), None)
 }
 
 /// [`resize`] in the way of segmentation heads: bilinear, corners not aligned.
@@ -42,6 +43,22 @@ pub fn resize(x: &Tensor, size: (usize, usize), mode: Interpolation) -> Result<T
 /// As [`resize`].
 pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     resize(x, size, Interpolation::Bilinear { align_corners: false })
+}
+
+/// [`resize_bilinear`] of `x` to the size of `onto` `[B, C, H, W]`, added to it.
+///
+/// # Errors
+/// If images or channels differ, or a side is 0.
+pub fn add_resized(onto: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let ((batch, channels, height, width), (_, _, h, w)) = (onto.dims4()?, x.dims4()?);
+    if x.dims()[..2] != [batch, channels] || h * w * height * width == 0 {
+        bail!("resize: {:?} cannot be added to {:?}", x.dims(), onto.dims());
+    }
+    if (h, w) == (height, width) {
+        return add(onto, x);
+    }
+    let mode = Interpolation::Bilinear { align_corners: false };
+    separable(x, &axis(h, height, mode), &axis(w, width, mode), Some(onto))
 }
 
 /// The matrix of one axis from `n` to `m` samples.

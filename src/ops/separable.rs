@@ -1,9 +1,10 @@
 //! Maps under one sparse matrix per axis: what resizing and average pooling have in common.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::host::{slice, values};
+use super::fresh::Fresh;
+use super::host::values;
 use super::rows::scratch;
 use super::vector::vectorised;
 use super::{count, fusible, gpu};
@@ -70,17 +71,50 @@ impl Axis {
     }
 }
 
-/// `x` `[B, C, H, W]` → `[B, C, rows, columns]`.
-pub(super) fn separable(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
-    if gpu::runs(&[x]) && x.elem_count() > 0 {
-        return gpu::separable(x, rows, columns);
+/// `x` `[B, C, H, W]` → `[B, C, rows, columns]`, added to `onto`.
+pub(super) fn separable(
+    x: &Tensor,
+    rows: &Axis,
+    columns: &Axis,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
+    let all: Vec<&Tensor> = [x].into_iter().chain(onto).collect();
+    if fusible(&all) && x.elem_count() > 0 {
+        return fused(x, rows, columns, onto);
     }
-    if fusible(&[x]) && x.elem_count() > 0 {
-        return x
-            .contiguous()?
-            .apply_op1(Separable { rows: rows.clone(), columns: columns.clone() });
+    let y = if gpu::runs(&[x]) && x.elem_count() > 0 {
+        gpu::separable(x, rows, columns)?
+    } else {
+        composed(x, rows, columns)?
+    };
+    match onto {
+        Some(onto) => onto + y,
+        None => Ok(y),
     }
-    composed(x, rows, columns)
+}
+
+fn fused(x: &Tensor, rows: &Axis, columns: &Axis, onto: Option<&Tensor>) -> Result<Tensor> {
+    count("separable");
+    let (batch, channels, _, _) = x.dims4()?;
+    let (x, onto) = (x.contiguous()?, onto.map(Tensor::contiguous).transpose()?);
+    let mut y = run(&values(&x)?, rows, columns);
+    if let Some(onto) = &onto {
+        let onto = values(onto)?;
+        y.par_iter_mut().zip(&*onto).with_min_len(1 << 15).for_each(|(y, onto)| *y += onto);
+    }
+    let inputs: Vec<&Tensor> = [&x].into_iter().chain(&onto).collect();
+    let y = Fresh::on_cpu(y, (batch, channels, rows.rows.len(), columns.rows.len()));
+    let (rows, columns) = (rows.clone(), columns.clone());
+    y.with_gradient(&inputs, move |inputs, _, grad| {
+        count("separable.backward");
+        let dx = if inputs[0].track_op() {
+            let dx = run(&values(grad)?, &rows.transposed(), &columns.transposed());
+            Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)
+        } else {
+            None
+        };
+        Ok([dx, Some(grad.clone())].into_iter().take(inputs.len()).collect())
+    })
 }
 
 fn composed(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
@@ -89,31 +123,6 @@ fn composed(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
     let across = across.reshape((batch * channels, height, columns.rows.len()))?;
     let down = rows.matrix(x)?.unsqueeze(0)?.broadcast_matmul(&across)?;
     down.reshape((batch, channels, rows.rows.len(), columns.rows.len()))
-}
-
-struct Separable {
-    rows: Axis,
-    columns: Axis,
-}
-
-impl CustomOp1 for Separable {
-    fn name(&self) -> &'static str {
-        "separable"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        count("separable");
-        let (batch, channels, _, _) = layout.shape().dims4()?;
-        let shape = Shape::from((batch, channels, self.rows.rows.len(), self.columns.rows.len()));
-        Ok((CpuStorage::F32(run(slice(x, layout)?, &self.rows, &self.columns)), shape))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        count("separable.backward");
-        let grad = grad.contiguous()?;
-        let dx = run(&values(&grad)?, &self.rows.transposed(), &self.columns.transposed());
-        Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
-    }
 }
 
 /// An axis with the same number of taps for every output.

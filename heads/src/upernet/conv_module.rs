@@ -60,15 +60,11 @@ impl ConvModule {
         size: (usize, usize),
         ctx: Option<&StepContext>,
     ) -> Result<Tensor> {
-        let (mut first, mut sum) = (0, None);
+        let (mut first, mut sum) = (0, None::<Tensor>);
         for part in parts {
             let channels = part.dim(1)?;
             let weight = self.weight.narrow(1, first, channels)?;
-            let mixed = ops::conv3x3_of_resized(part, &weight, size)?;
-            sum = Some(match sum {
-                None => mixed,
-                Some(sum) => ops::add(&sum, &mixed)?,
-            });
+            sum = Some(ops::conv3x3_of_resized(part, &weight, size, sum.as_ref())?);
             first += channels;
         }
         match sum {

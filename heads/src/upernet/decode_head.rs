@@ -99,7 +99,7 @@ impl DecodeHead {
         let mut outputs = vec![lateral.clone()];
         for (i, level) in finer.iter().enumerate().rev() {
             let own = self.lateral_convs[i].forward_level(level, ctx)?;
-            lateral = ops::add(&own, &ops::resize_bilinear(&lateral, size_of(&own)?)?)?;
+            lateral = ops::add_resized(&own, &lateral)?;
             outputs.push(self.fpn_convs[i].forward(&lateral, ctx)?);
         }
         outputs.reverse();
