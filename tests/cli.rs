@@ -322,13 +322,24 @@ fn bench_times_passes_blocks_and_training_steps() {
     let positive = |value: &serde_json::Value| value.as_f64().unwrap() > 0.0;
     for kind in ["dense", "skipping"] {
         assert!(positive(&passes["backbone"][kind]["median_ms"]), "{passes}");
-        assert!(positive(&passes["whole"][kind]["images_per_second"]), "{passes}");
+        let whole = &passes["whole"][kind];
+        assert!(positive(&whole["images_per_second"]), "{passes}");
+        // Twice the multiply-adds of an image, over the time of one.
+        let rate =
+            2e3 * whole["gmacs_executed"].as_f64().unwrap() / whole["median_ms"].as_f64().unwrap();
+        assert!((whole["gflops"].as_f64().unwrap() / rate - 1.0).abs() < 1e-9, "{passes}");
+        assert!(
+            positive(&passes["product_gflops"]) && positive(&whole["processor_ms"]),
+            "{passes}"
+        );
     }
     let depth = passes["kept_per_layer"].as_array().unwrap().len();
     assert_eq!(passes["blocks"].as_array().unwrap().len(), depth, "{passes}");
     assert!(passes["blocks"].as_array().unwrap().iter().all(|b| positive(&b["dense"]["min_ms"])));
     let steps = run(&format!("bench segment.yaml {size} --train --batch 2"));
-    assert!(positive(&steps["median_ms"]) && positive(&steps["kept"]), "{steps}");
+    for key in ["median_ms", "processor_ms", "kept"] {
+        assert!(positive(&steps[key]), "{steps}");
+    }
     let dense = run(&format!("bench segment.yaml {size} --train dispatch.variant=none"));
     assert!(dense["kept"].is_null(), "{dense}");
     let alone = run(&format!("bench segment.yaml {size} --profile dispatch.variant=none"));

@@ -1,5 +1,6 @@
 //! `rescatter bench`.
 
+mod clock;
 mod report;
 mod step;
 
@@ -20,6 +21,7 @@ use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
 
 use crate::trained::Checkpoint;
+use clock::{Clock, Spent};
 pub(crate) use report::Times;
 use report::{Report, Side, Sides, print_json};
 
@@ -217,15 +219,13 @@ impl Noise {
         Ok(Self { images, frames, meta })
     }
 
-    /// Seconds of a backbone of the model, and with the head.
-    pub(crate) fn pass(&self, model: &TaskModel, vit: &Vit) -> Result<(f64, f64, KeptStats)> {
-        let start = Instant::now();
+    /// What a backbone of the model takes, and the backbone with the head.
+    pub(crate) fn pass(&self, model: &TaskModel, vit: &Vit) -> Result<(Spent, Spent, KeptStats)> {
+        let (clock, device) = (Clock::start(), self.images.device());
         let features = vit.forward_clips(&self.images, self.frames, &Pass::Infer)?;
-        self.images.device().synchronize()?;
-        let backbone = start.elapsed().as_secs_f64();
+        let backbone = clock.stop(device)?;
         self.head(model, &features)?;
-        self.images.device().synchronize()?;
-        Ok((backbone, start.elapsed().as_secs_f64(), features.kept))
+        Ok((backbone, clock.stop(device)?, features.kept))
     }
 
     /// From features to class scores, for segmentation at the size of the input.

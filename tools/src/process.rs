@@ -50,6 +50,20 @@ fn work_on_one_pool() {
     }
 }
 
+/// Seconds that all threads of this process have worked; `None` where the system does not say.
+pub(crate) fn processor_seconds() -> Option<f64> {
+    #[cfg(unix)]
+    #[allow(unsafe_code)]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes to `time` alone, which outlives it.
+        let answer = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+        (answer == 0).then_some(time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Without it the signal would end the process before it could say which file it was.
 fn refuse_to_die_of_large_files() {
     #[cfg(unix)]

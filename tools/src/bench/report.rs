@@ -10,13 +10,15 @@ use rescatter_heads::kept::per_site;
 use rescatter_heads::run::Trained;
 use serde::Serialize;
 
+use super::clock::{Spent, product_gflops};
+
 /// What was measured of one kind of model.
 #[derive(Debug, Default)]
 pub(super) struct Side {
-    /// Seconds per pass.
-    pub(super) backbone: Vec<f64>,
-    /// Seconds per pass.
-    pub(super) whole: Vec<f64>,
+    /// Per pass.
+    pub(super) backbone: Vec<Spent>,
+    /// Per pass.
+    pub(super) whole: Vec<Spent>,
     /// Seconds of every block, pass by pass; empty unless they were asked for.
     pub(super) blocks: Vec<Vec<f64>>,
     pub(super) kept: f64,
@@ -39,6 +41,8 @@ pub(super) struct Report {
     kept: Option<Kept>,
     #[serde(skip)]
     variant: Variant,
+    /// 10⁹ floating-point operations a second of a large product.
+    product_gflops: f64,
     backbone: Comparison,
     whole: Comparison,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -78,7 +82,11 @@ struct Comparison {
 struct Figures {
     #[serde(flatten)]
     times: Times,
+    /// Of all threads together, the median.
+    processor_ms: Option<f64>,
     images_per_second: f64,
+    /// 10⁹ floating-point operations a second, two for a multiply-add.
+    gflops: f64,
     /// Of one image or clip.
     gmacs_nominal: f64,
     /// Of one image or clip.
@@ -93,12 +101,12 @@ impl Report {
         sides: Sides,
     ) -> Result<Self> {
         let Sides { dense, skipping } = sides;
-        let line = |side: &Side, part: Part, seconds: &[f64]| -> Result<Figures> {
+        let line = |side: &Side, part: Part, spent: &[Spent]| -> Result<Figures> {
             let gmacs = gmacs(trained, size, &side.kept_per_layer, part)?;
-            Ok(Figures::new(batch, seconds, gmacs, side.peak_memory_bytes))
+            Ok(Figures::new(batch, spent, gmacs, side.peak_memory_bytes))
         };
-        let compare = |part: Part, seconds: fn(&Side) -> &[f64]| -> Result<Comparison> {
-            let line = |side: &Side| line(side, part, seconds(side));
+        let compare = |part: Part, spent: fn(&Side) -> &[Spent]| -> Result<Comparison> {
+            let line = |side: &Side| line(side, part, spent(side));
             Ok(Comparison::new(line(&dense)?, skipping.as_ref().map(line).transpose()?))
         };
         Ok(Self {
@@ -109,6 +117,7 @@ impl Report {
             kept: skipping
                 .map(|side| Kept { kept: side.kept, kept_per_layer: side.kept_per_layer }),
             variant: trained.config.dispatch.variant,
+            product_gflops: product_gflops(trained.model.params().device())?,
         })
     }
 
@@ -117,16 +126,25 @@ impl Report {
         self.setting.print("pass", "passes", &mut out)?;
         writeln!(
             out,
-            "{:<20} {:>26} {:>9} {:>14} {:>14} {:>10}",
-            "", "ms per pass", "images/s", "GMACs nominal", "GMACs executed", "peak MiB"
+            "{:<21} {:>26} {:>12} {:>9} {:>13} {:>14} {:>8} {:>5} {:>8}",
+            "",
+            "ms per pass",
+            "processor ms",
+            "images/s",
+            "GMACs nominal",
+            "GMACs executed",
+            "GFLOP/s",
+            "share",
+            "peak MiB"
         )?;
         for (name, pair) in [("backbone", &self.backbone), ("whole model", &self.whole)] {
-            pair.dense.print(&format!("{name}, dense"), &mut out)?;
+            pair.dense.print(&format!("{name}, dense"), self.product_gflops, &mut out)?;
             if let Some(skipping) = &pair.skipping {
-                skipping.print(&format!("{name}, skipping"), &mut out)?;
+                skipping.print(&format!("{name}, skipping"), self.product_gflops, &mut out)?;
             }
         }
-        writeln!(out)?;
+        let peak = self.product_gflops;
+        writeln!(out, "\nshare: of {peak:.0} GFLOP/s, which a large product reaches\n")?;
         for (name, pair) in [("backbone", &self.backbone), ("whole model", &self.whole)] {
             if let (Some(saved), Some(ratio)) = (pair.time_saved, pair.time_saved_over_flops_saved)
             {
@@ -235,10 +253,20 @@ impl Times {
         Self { median_ms, min_ms: ms[0], max_ms: ms[ms.len() - 1] }
     }
 
+    pub(super) fn of(spent: &[Spent]) -> Self {
+        Self::new(&spent.iter().map(|spent| spent.seconds).collect::<Vec<_>>())
+    }
+
     /// How many are done in a second where one time is that of `count`.
     pub(super) fn per_second(&self, count: usize) -> f64 {
         1e3 * count as f64 / self.median_ms
     }
+}
+
+/// The median of what all threads worked; `None` where the system does not say.
+pub(super) fn processor_ms(spent: &[Spent]) -> Option<f64> {
+    let seconds = spent.iter().map(|spent| spent.processor).collect::<Option<Vec<_>>>()?;
+    Some(Times::new(&seconds).median_ms)
 }
 
 impl std::fmt::Display for Times {
@@ -249,10 +277,12 @@ impl std::fmt::Display for Times {
 }
 
 impl Figures {
-    fn new(batch: usize, seconds: &[f64], gmacs: (f64, f64), peak: Option<u64>) -> Self {
-        let times = Times::new(seconds);
+    fn new(batch: usize, spent: &[Spent], gmacs: (f64, f64), peak: Option<u64>) -> Self {
+        let times = Times::of(spent);
         Self {
             images_per_second: times.per_second(batch),
+            gflops: 2e3 * gmacs.1 * batch as f64 / times.median_ms,
+            processor_ms: processor_ms(spent),
             times,
             gmacs_nominal: gmacs.0,
             gmacs_executed: gmacs.1,
@@ -260,12 +290,18 @@ impl Figures {
         }
     }
 
-    fn print(&self, name: &str, out: &mut impl Write) -> std::io::Result<()> {
-        let peak = self.peak_memory_bytes.map_or("-".into(), |bytes| format!("{}", bytes >> 20));
+    fn print(&self, name: &str, peak: f64, out: &mut impl Write) -> std::io::Result<()> {
+        let memory = self.peak_memory_bytes.map_or("-".into(), |bytes| format!("{}", bytes >> 20));
+        let processor = self.processor_ms.map_or("-".into(), |ms| format!("{ms:.0}"));
         writeln!(
             out,
-            "{name:<20} {:>26} {:>9.2} {:>14.2} {:>14.2} {peak:>10}",
-            self.times, self.images_per_second, self.gmacs_nominal, self.gmacs_executed
+            "{name:<21} {:>26} {processor:>12} {:>9.2} {:>13.2} {:>14.2} {:>8.0} {:>5.2} {memory:>8}",
+            self.times,
+            self.images_per_second,
+            self.gmacs_nominal,
+            self.gmacs_executed,
+            self.gflops,
+            self.gflops / peak
         )
     }
 }

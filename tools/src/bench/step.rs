@@ -1,7 +1,6 @@
 //! `rescatter bench --train`: whole training steps on noise.
 
 use std::io::Write;
-use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -18,8 +17,9 @@ use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
 use serde::Serialize;
 
+use super::clock::Clock;
 use super::forget_peak_memory;
-use super::report::{Setting, Times};
+use super::report::{Setting, Times, processor_ms};
 
 /// Objects of an image of noise.
 const OBJECTS: usize = 8;
@@ -31,6 +31,8 @@ pub(super) struct Report {
     setting: Setting,
     #[serde(flatten)]
     times: Times,
+    /// Of all threads together, the median.
+    processor_ms: Option<f64>,
     images_per_second: f64,
     peak_memory_bytes: Option<u64>,
     /// The peak less what was in use before the first step.
@@ -91,25 +93,26 @@ impl Bench<'_> {
         let rng = Rng::new(config.seed);
         let before = resident_memory_bytes();
         forget_peak_memory();
-        let (mut seconds, mut kept) = (Vec::new(), None);
+        let (mut spent, mut kept) = (Vec::new(), None);
         for step in 0..=self.repeat as u64 {
-            let start = Instant::now();
+            let clock = Clock::start();
             let moment = Moment { rng: &rng, step, progress: 0.0, world: &World::SINGLE };
             let found = step_gradients(model, optimizer.parameters(), &batch, &moment)?;
             let norm = gradient_norm(&found.gradients)?;
             let scale = config.train.clip_norm.map_or(1.0, |max| clip_scale(norm, max));
             optimizer.step(&found.gradients, lr, scale)?;
-            model.params.device().synchronize()?;
+            let passed = clock.stop(model.params.device())?;
             if step > 0 {
-                seconds.push(start.elapsed().as_secs_f64());
+                spent.push(passed);
             }
             kept = found.kept;
         }
-        let times = Times::new(&seconds);
+        let times = Times::of(&spent);
         let peak = peak_memory_bytes();
         Ok(Report {
             setting: Setting::new(self.size, self.batch, self.repeat),
             images_per_second: times.per_second(self.batch),
+            processor_ms: processor_ms(&spent),
             times,
             peak_memory_bytes: peak,
             step_memory_bytes: peak.zip(before).map(|(peak, before)| peak.saturating_sub(before)),
@@ -143,14 +146,15 @@ impl Report {
         let mib = |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| (bytes >> 20).to_string());
         writeln!(
             out,
-            "{:<14} {:>26} {:>9} {:>10} {:>17}",
-            "", "ms per step", "images/s", "peak MiB", "over start, MiB"
+            "{:<14} {:>26} {:>12} {:>9} {:>10} {:>17}",
+            "", "ms per step", "processor ms", "images/s", "peak MiB", "over start, MiB"
         )?;
         writeln!(
             out,
-            "{:<14} {:>26} {:>9.2} {:>10} {:>17}",
+            "{:<14} {:>26} {:>12} {:>9.2} {:>10} {:>17}",
             "training step",
             self.times,
+            self.processor_ms.map_or("-".into(), |ms| format!("{ms:.0}")),
             self.images_per_second,
             mib(self.peak_memory_bytes),
             mib(self.step_memory_bytes)

@@ -25,7 +25,7 @@ pub(super) fn seconds_per_image(models: &[Trained]) -> Result<Vec<f64>> {
             let pass = || batch.pass(model, model.backbone());
             let (_, whole, _) = in_precision(trained.config.train.precision, pass)?;
             if round > 0 {
-                seconds.push(whole);
+                seconds.push(whole.seconds);
             }
         }
     }
