@@ -56,8 +56,12 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
 #[test]
 fn a_device_that_cannot_do_the_arithmetic_is_refused_before_anything_is_written() {
     let sandbox = Sandbox::new();
-    let message = sandbox.fails("train segment.yaml --run run device=cpu train.precision=bf16");
-    says(&message, &["`train.precision: bf16` needs a GPU", "take `train.precision: f32`"]);
+    for precision in ["bf16", "f16"] {
+        let name = format!("train.precision={precision}");
+        let message = sandbox.fails(&format!("train segment.yaml --run run device=cpu {name}"));
+        let fault = format!("`train.precision: {precision}` needs a GPU");
+        says(&message, &[&fault, "take `train.precision: f32`"]);
+    }
     assert!(!sandbox.path("run").exists());
 }
 

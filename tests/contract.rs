@@ -145,7 +145,8 @@ fn step<H: Head>(
     batch: &Batch<H::Target>,
     step: u64,
 ) -> StepGradients {
-    let moment = Moment { rng: &Rng::new(3), step, progress: 0.0, world: &World::SINGLE };
+    let moment =
+        Moment { rng: &Rng::new(3), step, progress: 0.0, loss_scale: 1.0, world: &World::SINGLE };
     step_gradients(model, optimizer.parameters(), std::slice::from_ref(batch), &moment).unwrap()
 }
 

@@ -139,8 +139,9 @@ fn locate(path: &Path, which: Which, overrides: &[String]) -> Result<(Config, Pa
 /// If there is no such device, or it cannot.
 pub fn device_of(config: &Config) -> Result<Device> {
     let device = device(&config.device)?;
-    if config.train.precision != Precision::F32 && device.is_cpu() {
-        return Err(Error::usage("`train.precision: bf16` needs a GPU")
+    let precision = config.train.precision;
+    if precision != Precision::F32 && device.is_cpu() {
+        return Err(Error::usage(format!("`train.precision: {}` needs a GPU", precision.name()))
             .with_hint("take `train.precision: f32`, or name a GPU (`device: cuda:0`)"));
     }
     Ok(device)

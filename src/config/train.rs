@@ -216,6 +216,20 @@ pub enum Precision {
     F32,
     /// On a GPU: the factors of products in bfloat16, everything else in 32 bits.
     Bf16,
+    /// On a GPU: the same in 16 bits of IEEE 754, which are more exact and reach less far; the loss is scaled for the backward
+    /// pass (`engine::LossScale`).
+    F16,
+}
+
+impl Precision {
+    /// As configs name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
 }
 
 /// How predictions are made for evaluation.

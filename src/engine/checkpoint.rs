@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ema, optim};
+use super::{LossScale, ema, optim};
 use crate::config::{BackboneConfig, Inference, ScheduleConfig};
 use crate::model::Model;
 use crate::params::{Param, ParamStore, Role};
@@ -26,6 +26,9 @@ pub struct Meta {
     pub format: u32,
     /// Optimizer steps done.
     pub step: u64,
+    /// What scales the next step's loss, of a training in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Training samples read by then, over all processes and micro-batches; files of earlier versions do not say.
     #[serde(default)]
     pub samples: Option<u64>,
@@ -308,6 +311,7 @@ mod tests {
         Meta {
             format: 1,
             step,
+            loss_scale: None,
             samples: None,
             iterations: 9,
             seed: 0,

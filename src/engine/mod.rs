@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod ema;
 pub mod log;
+pub mod loss_scale;
 pub mod optim;
 pub mod progress;
 pub mod run;
@@ -13,6 +14,7 @@ pub mod trainer;
 mod window;
 
 pub use ema::Ema;
+pub use loss_scale::LossScale;
 pub use optim::{Optimizer, Parameter, Rule, clip_scale, gradient_norm};
 pub use run::{Run, Start};
 pub use schedule::Schedule;

@@ -19,13 +19,15 @@ pub struct Moment<'a> {
     pub step: u64,
     /// Share of the training that is done.
     pub progress: f64,
+    /// Factor of all gradients (see [`LossScale`](super::LossScale)); 1 leaves them as they are.
+    pub loss_scale: f64,
     /// The processes that train together.
     pub world: &'a World,
 }
 
 impl<'a> Moment<'a> {
     fn context(&self, samples: &'a [u64]) -> StepContext<'a> {
-        let Self { rng, step, progress, world } = *self;
+        let Self { rng, step, progress, world, .. } = *self;
         StepContext { training: true, update_stats: true, rng, step, progress, samples, world }
     }
 }
@@ -33,7 +35,7 @@ impl<'a> Moment<'a> {
 /// The losses of a step and what they ask of the parameters.
 #[derive(Debug)]
 pub struct StepGradients {
-    /// One per parameter, `None` where the losses do not depend on it.
+    /// One per parameter, times the loss scale; `None` where the losses do not depend on it.
     pub gradients: Vec<Option<Tensor>>,
     /// Every term's mean over the whole step.
     pub terms: Vec<(&'static str, f64)>,
@@ -92,7 +94,7 @@ pub fn step_gradients<H: Head>(
         let total = losses.total(&counts)?;
         drop(losses);
         sum.total += f64::from(total.to_scalar::<f32>()?);
-        let mut store = total.backward()?;
+        let mut store = (total * moment.loss_scale)?.backward()?;
         for (slot, parameter) in sum.gradients.iter_mut().zip(parameters) {
             *slot = match (slot.take(), store.remove(&parameter.var)) {
                 (Some(before), Some(new)) => Some((before + new)?),
@@ -108,6 +110,11 @@ pub fn step_gradients<H: Head>(
 const BUCKET: usize = 1 << 22;
 
 impl StepGradients {
+    /// Whether every loss is a finite number.
+    pub(super) fn losses_are_finite(&self) -> bool {
+        self.total.is_finite() && self.terms.iter().all(|(_, value)| value.is_finite())
+    }
+
     /// The sums over all ranks. A parameter that no rank's losses depend on stays without gradient.
     fn over_ranks(&mut self, parameters: &[Parameter], world: &World) -> Result<()> {
         if world.size == 1 {

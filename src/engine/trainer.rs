@@ -15,8 +15,8 @@ use super::run::Run;
 use super::step::{Moment, StepGradients, step_gradients};
 use super::tensorboard::EventWriter;
 use super::window::Window;
-use super::{Ema, Optimizer, Schedule, clip_scale, gradient_norm};
-use crate::config::{Config, TrainConfig, load};
+use super::{Ema, LossScale, Optimizer, Schedule, clip_scale, gradient_norm};
+use crate::config::{Config, Precision, TrainConfig, load};
 use crate::data::Batch;
 use crate::fs::atomic_write;
 use crate::head::Head;
@@ -84,6 +84,7 @@ impl<'a, H: Head> Trainer<'a, H> {
         let meta = Meta {
             format: 1,
             step: 0,
+            loss_scale: (config.train.precision == Precision::F16).then(LossScale::default),
             samples: Some(0),
             iterations,
             seed: config.seed,
@@ -138,7 +139,8 @@ impl<'a, H: Head> Trainer<'a, H> {
         found.check_backbone(&config.backbone)?;
         found.restore(&self.model.params, Source::Live)?;
         let misfit = |e: candle_core::Error| Error::file(&path, e);
-        self.optimizer.load_state(found.tensors(), found.meta.step).map_err(misfit)?;
+        let moved = found.meta.step - found.meta.loss_scale.map_or(0, LossScale::skipped);
+        self.optimizer.load_state(found.tensors(), moved).map_err(misfit)?;
         if let Some(ema) = &self.ema {
             ema.load_state(found.tensors()).map_err(misfit)?;
         }
@@ -233,14 +235,22 @@ impl<'a, H: Head> Trainer<'a, H> {
         let waited = start.elapsed();
         let lr = self.schedule.lr(self.meta.step);
         let progress = self.meta.step as f64 / self.iterations as f64;
-        let moment = Moment { rng: &self.rng, step: self.meta.step, progress, world: &self.world };
+        let loss_scale = self.meta.loss_scale.map_or(1.0, LossScale::factor);
+        let moment = Moment {
+            rng: &self.rng,
+            step: self.meta.step,
+            progress,
+            loss_scale,
+            world: &self.world,
+        };
         let found = step_gradients(self.model, self.optimizer.parameters(), &group, &moment)?;
-        let norm = gradient_norm(&found.gradients)?;
-        self.check_finite(&found, norm, &group)?;
-        let scale = self.config.clip_norm.map_or(1.0, |max| clip_scale(norm, max));
-        self.optimizer.step(&found.gradients, lr, scale)?;
-        if let Some(ema) = &self.ema {
-            ema.update()?;
+        let norm = gradient_norm(&found.gradients)? / loss_scale;
+        if self.may_move(&found, norm, &group)? {
+            let clip = self.config.clip_norm.map_or(1.0, |max| clip_scale(norm, max));
+            self.optimizer.step(&found.gradients, lr, clip / loss_scale)?;
+            if let Some(ema) = &self.ema {
+                ema.update()?;
+            }
         }
         let read = self.config.batch_size * self.config.accumulate * self.world.size;
         self.meta.samples = Some(self.first_sample() + read as u64);
@@ -249,9 +259,32 @@ impl<'a, H: Head> Trainer<'a, H> {
         self.meta.seconds += spent.as_secs_f64();
         if let Some(outputs) = outputs {
             outputs.window.add(&found, norm, [spent, waited]);
+            outputs.window.loss_scale = self.meta.loss_scale.map(LossScale::factor);
             outputs.after_step(self.meta.step, lr, &self.config)?;
         }
         Ok(self.meta.step)
+    }
+
+    /// Whether the parameters may follow the gradients. Where only these are not finite, the loss scale is at fault as long as
+    /// there is a smaller one; all processes find the same, because they have the same sums.
+    fn may_move(
+        &mut self,
+        found: &StepGradients,
+        norm: f64,
+        batches: &[Batch<H::Target>],
+    ) -> Result<bool> {
+        if found.losses_are_finite()
+            && !norm.is_finite()
+            && let Some(scale) = &mut self.meta.loss_scale
+            && scale.shrink()
+        {
+            return Ok(false);
+        }
+        self.check_finite(found, norm, batches)?;
+        if let Some(scale) = &mut self.meta.loss_scale {
+            scale.grow();
+        }
+        Ok(true)
     }
 
     fn check_finite(
@@ -272,7 +305,9 @@ impl<'a, H: Head> Trainer<'a, H> {
                     parameters.into_iter().find(|(_, gradient)| !norm_of(gradient).is_finite());
                 let name = first
                     .map_or("all parameters together", |(parameter, _)| parameter.name.as_str());
-                format!("the gradient of `{name}` is not finite")
+                let scale =
+                    if self.meta.loss_scale.is_some() { ", whatever the loss scale" } else { "" };
+                format!("the gradient of `{name}` is not finite{scale}")
             }
             None => return Ok(()),
         };
@@ -289,7 +324,10 @@ impl<'a, H: Head> Trainer<'a, H> {
             "training stopped at step {step}: {what} (images: {}); {kept}",
             names.join(", ")
         ))
-        .with_hint("a lower learning rate, a longer warm-up or `train.clip_norm` usually cures it"))
+        .with_hint(match self.config.precision {
+            Precision::F16 => "`train.precision: bf16` reaches as far as f32; if that fails too, take a lower learning rate",
+            _ => "a lower learning rate, a longer warm-up or `train.clip_norm` usually cures it",
+        }))
     }
 
     fn evaluate(

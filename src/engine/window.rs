@@ -13,6 +13,10 @@ pub(super) struct Window {
     terms: Vec<(&'static str, f64)>,
     total: f64,
     norm: f64,
+    /// Steps whose gradients were finite; the others moved nothing.
+    moved: f64,
+    /// Of the next step, of a training in f16.
+    pub(super) loss_scale: Option<f64>,
     kept: Option<f64>,
     spent: Duration,
     waited: Duration,
@@ -29,7 +33,10 @@ impl Window {
         }
         self.steps += 1.0;
         self.total += step.total;
-        self.norm += norm;
+        if norm.is_finite() {
+            self.norm += norm;
+            self.moved += 1.0;
+        }
         self.kept = step.kept.map(|kept| self.kept.unwrap_or(0.0) + kept);
         self.spent += spent;
         self.waited += waited;
@@ -57,8 +64,11 @@ impl Window {
             "lr": lr,
             "losses": losses,
             "total": self.mean(self.total),
-            "grad_norm": self.mean(self.norm),
+            "grad_norm": self.mean_norm(),
         });
+        if let Some(scale) = self.loss_scale {
+            row["loss_scale"] = json!(scale);
+        }
         if let Some(kept) = self.kept {
             row["kept"] = json!(self.mean(kept));
         }
@@ -69,8 +79,9 @@ impl Window {
 
     /// For TensorBoard.
     pub(super) fn scalars(&self, lr: f64) -> Vec<(&'static str, f64)> {
-        let mut scalars =
-            vec![("lr", lr), ("total", self.mean(self.total)), ("grad_norm", self.mean(self.norm))];
+        let mut scalars = vec![("lr", lr), ("total", self.mean(self.total))];
+        scalars.extend(self.mean_norm().map(|norm| ("grad_norm", norm)));
+        scalars.extend(self.loss_scale.map(|scale| ("loss_scale", scale)));
         scalars.extend(self.terms.iter().map(|(name, sum)| (*name, self.mean(*sum))));
         scalars.extend(self.kept.map(|kept| ("kept", self.mean(kept))));
         scalars.extend([("it_per_s", self.rate()), ("data_wait", self.wait_share())]);
@@ -79,6 +90,10 @@ impl Window {
 
     fn mean(&self, sum: f64) -> f64 {
         sum / self.steps.max(1.0)
+    }
+
+    fn mean_norm(&self) -> Option<f64> {
+        (self.moved > 0.0).then(|| self.norm / self.moved)
     }
 
     fn rate(&self) -> f64 {

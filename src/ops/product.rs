@@ -30,16 +30,19 @@ pub(super) fn rounded<const N: usize>(
     operands: [&Tensor; N],
     f: impl FnOnce([Tensor; N]) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    match PRECISION.get() {
-        Precision::Bf16 if operands.iter().all(|t| t.dtype() == DType::F32) => {
-            let mut narrow = operands.map(Clone::clone);
-            for operand in &mut narrow {
-                *operand = operand.to_dtype(DType::BF16)?;
-            }
-            f(narrow)?.to_dtype(DType::F32)
-        }
-        _ => f(operands.map(Clone::clone)),
+    let mut operands = operands.map(Clone::clone);
+    let narrow = match PRECISION.get() {
+        Precision::Bf16 => DType::BF16,
+        Precision::F16 => DType::F16,
+        Precision::F32 => return f(operands),
+    };
+    if operands.iter().any(|t| t.dtype() != DType::F32) {
+        return f(operands);
     }
+    for operand in &mut operands {
+        *operand = operand.to_dtype(narrow)?;
+    }
+    f(operands)?.to_dtype(DType::F32)
 }
 
 /// `a · b` with the same leading axes; `a` `[…, M, K]`, `b` `[…, K, N]`.
@@ -111,17 +114,19 @@ mod tests {
     }
 
     #[test]
-    fn bf16_rounds_the_factors_alone() -> Result<()> {
+    fn narrow_types_round_the_factors_alone() -> Result<()> {
         let (x, weight) = (random(&[3, 64], 1)?, random(&[5, 64], 2)?);
-        let y = in_precision(Precision::Bf16, || linear_product(&x, &weight))?;
         let plain = linear_product(&x, &weight)?;
-        assert_eq!(y.dtype(), DType::F32);
-        let difference = (&y - &plain)?.abs()?.max_all()?.to_scalar::<f32>()?;
-        // Products of 64 factors of about 1 with eight bits each.
-        assert!(difference > 0.0 && difference < 0.25, "{difference}");
+        let difference = |y: Tensor| (y - &plain)?.abs()?.max_all()?.to_scalar::<f32>();
+        // Products of 64 factors of about 1 with eight bits each, or eleven.
+        for (precision, most) in [(Precision::Bf16, 0.25), (Precision::F16, 0.03)] {
+            let y = in_precision(precision, || linear_product(&x, &weight))?;
+            assert_eq!(y.dtype(), DType::F32);
+            let difference = difference(y)?;
+            assert!(difference > 0.0 && difference < most, "{precision:?}: {difference}");
+        }
         // Behind the scope everything is as before it.
-        let again = linear_product(&x, &weight)?;
-        assert_eq!((again - plain)?.abs()?.max_all()?.to_scalar::<f32>()?, 0.0);
+        assert_eq!(difference(linear_product(&x, &weight)?)?, 0.0);
         Ok(())
     }
 }

@@ -146,6 +146,7 @@ train: {{ iterations: 7, batch_size: 1 }}
         format: 1,
         samples: None,
         step: 7,
+        loss_scale: None,
         iterations: 7,
         seed: 0,
         schedule: config.schedule.clone(),

@@ -96,7 +96,8 @@ impl Bench<'_> {
         let (mut spent, mut kept) = (Vec::new(), None);
         for step in 0..=self.repeat as u64 {
             let clock = Clock::start();
-            let moment = Moment { rng: &rng, step, progress: 0.0, world: &World::SINGLE };
+            let moment =
+                Moment { rng: &rng, step, progress: 0.0, loss_scale: 1.0, world: &World::SINGLE };
             let found = step_gradients(model, optimizer.parameters(), &batch, &moment)?;
             let norm = gradient_norm(&found.gradients)?;
             let scale = config.train.clip_norm.map_or(1.0, |max| clip_scale(norm, max));
