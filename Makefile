@@ -11,7 +11,8 @@ help:
 	@echo "make lint    formatting, clippy and documentation, warnings as errors"
 	@echo "make setup   install what a fresh Debian machine lacks; with VIDEO=1 also ffmpeg, to read video files,"
 	@echo "             with MPI=1 Open MPI, to train on several processes"
-	@echo "make cuda    build target/cuda/release/rescatter for NVIDIA GPUs (also where there is none)"
+	@echo "make cuda    build target/cuda/release/rescatter for NVIDIA GPUs (also where there is none); with CUDNN=1"
+	@echo "             convolutions are cuDNN's"
 	@echo "make gpu-check  on a machine with a GPU: kernels, reference files and times beside PyTorch"
 
 setup:

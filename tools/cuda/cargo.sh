@@ -4,6 +4,8 @@
 #
 #   tools/cuda/cargo.sh build            target/cuda/release/rescatter
 #   tools/cuda/cargo.sh test --test golden
+#
+# CUDNN=1 builds the feature `cudnn`: convolutions by cuDNN, which need be here neither, but where the program runs.
 set -euo pipefail
 
 version=13.0
@@ -36,15 +38,16 @@ export CUDA_HOME=$view PATH=$view/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:
 unset CUDA_PATH CUDA_ROOT CUDA_TOOLKIT_ROOT_DIR
 features=$(tools/features.sh | sed 's/--features //')
 case $features in *mpi*) features=$features,nccl ;; esac
+[ -z "${CUDNN:-}" ] || features=${features:+$features,}cudnn
 options=(--release --locked --workspace --target-dir "$built" --features "cuda${features:+,$features}")
 
 # The functions that the program calls are known once its libraries are compiled.
 cargo build "${options[@]}" --lib
 find "$built/release" -name '*.rlib' -print0 | xargs -0 nm --undefined-only 2>/dev/null |
-    grep -oE '\b(cu[A-Z]|cublas|curand|nvrtc|nccl[A-Z])[A-Za-z0-9_]+$' | sort -u >"$view/names"
+    grep -oE '\b(cu[A-Z]|cublas|cudnn[A-Z]|curand|nvrtc|nccl[A-Z])[A-Za-z0-9_]+$' | sort -u >"$view/names"
 sed 's/.*/LAZY(&)/' "$view/names" >"$view/symbols.h"
 cc -O2 -fPIC -c tools/cuda/lazy.c -o "$view/lazy.o" -I "$view" -DCUDA_MAJOR="\"$major\"" -DTOOLKIT="\"$(dirname "$static")\""
-for library in cuda cublas cublasLt curand nvrtc nccl; do
+for library in cuda cublas cublasLt cudnn curand nvrtc nccl; do
     ar rcs "$view/lib64/lib$library.a" "$view/lazy.o"
 done
 subcommand=$1

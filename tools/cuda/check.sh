@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU: every kernel against its composed definition, every reference file, a short training run, and
-# the times beside PyTorch where that is installed (PYTHON=…). Takes the device as its argument, by default cuda:0.
+# the times beside PyTorch where that is installed (PYTHON=…). Takes the device as its argument, by default cuda:0. With CUDNN=1
+# convolutions are cuDNN's.
 set -euo pipefail
 
 device=${1:-cuda:0}

@@ -8,11 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-// CUDA_ERROR_STUB_LIBRARY and ncclSystemError. Nothing asks the other libraries before the driver.
+// CUDA_ERROR_STUB_LIBRARY, ncclSystemError and CUDNN_STATUS_NOT_INITIALIZED. Nothing asks the other libraries before the driver.
 static int unavailable(void) { return 34; }
 static int unavailable_nccl(void) { return 2; }
+static int unavailable_cudnn(void) { return 1001; }
 
-#define LAZY(name) __attribute__((visibility("hidden"))) void *lazy_##name = #name[0] == 'n' && #name[1] == 'c' ? unavailable_nccl : unavailable;
+#define STARTS(name, a, b, c) (#name[0] == a && #name[1] == b && #name[2] == c)
+#define UNAVAILABLE(name) \
+    (STARTS(name, 'n', 'c', 'c') ? unavailable_nccl : STARTS(name, 'c', 'u', 'd') ? unavailable_cudnn : unavailable)
+#define LAZY(name) __attribute__((visibility("hidden"))) void *lazy_##name = UNAVAILABLE(name);
 #include "symbols.h"
 #undef LAZY
 
@@ -34,6 +38,7 @@ static struct {
     void *handle;
 } libraries[] = {
     {"nccl", "libnccl.so.2", 1, NULL},
+    {"cudnn", "libcudnn.so.9", 1, NULL},
     {"cublasLt", "libcublasLt.so." CUDA_MAJOR, 0, NULL},
     {"cublas", "libcublas.so." CUDA_MAJOR, 0, NULL},
     {"curand", "libcurand.so.10", 0, NULL},

@@ -1,6 +1,8 @@
 //! Two-dimensional convolution of maps `[B, C, H, W]` with torch's conventions.
 
 mod composed;
+#[cfg(feature = "cudnn")]
+mod cudnn;
 mod fused;
 mod grid;
 mod product;
@@ -99,6 +101,13 @@ impl Geometry {
         Shape::from((self.batch, self.channels, self.input.0, self.input.1))
     }
 
+    /// `[O, C / groups, kh, kw]`.
+    #[cfg(feature = "cudnn")]
+    fn weight_shape(&self) -> Shape {
+        let (kh, kw) = self.kernel;
+        Shape::from((self.outputs, self.channels / self.conv.groups, kh, kw))
+    }
+
     /// `[B, O, H', W']`.
     fn output_shape(&self) -> Shape {
         Shape::from((self.batch, self.outputs, self.size.0, self.size.1))
@@ -136,11 +145,19 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
     if conv.groups == 1 && fusible(&inputs) {
         return fused::apply(x, weight, bias, geometry);
     }
-    let out = composed::composed(x, weight, &geometry)?;
+    let out = unbiased(x, weight, geometry)?;
     match bias {
         Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(out),
     }
+}
+
+fn unbiased(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if cudnn::runs(x, weight) {
+        return cudnn::convolve(x, weight, geometry);
+    }
+    composed::composed(x, weight, &geometry)
 }
 
 #[cfg(test)]

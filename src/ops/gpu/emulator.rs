@@ -23,6 +23,12 @@ pub(super) fn is_on() -> bool {
     ON.get()
 }
 
+/// The GPU that `RESCATTER_TEST_DEVICE` names.
+pub(crate) fn test_gpu() -> Result<Option<Device>> {
+    let number = |name: String| name.trim_start_matches("cuda:").parse().unwrap();
+    std::env::var("RESCATTER_TEST_DEVICE").ok().map(number).map(Device::new_cuda).transpose()
+}
+
 /// [`assert_twins`] for the kernel `name`: on the GPU that `RESCATTER_TEST_DEVICE` names, else emulated.
 pub(crate) fn assert_kernel(
     name: &str,
@@ -30,10 +36,7 @@ pub(crate) fn assert_kernel(
     inputs: &[Tensor],
     f: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
-    let device = match std::env::var("RESCATTER_TEST_DEVICE") {
-        Ok(name) => Device::new_cuda(name.trim_start_matches("cuda:").parse().unwrap())?,
-        Err(_) => Device::Cpu,
-    };
+    let device = test_gpu()?.unwrap_or(Device::Cpu);
     if device.is_cpu() && library().is_none() {
         eprintln!("skipped: {name} because c++ is not installed");
         return Ok(());
