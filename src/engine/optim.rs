@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor, Var, bail};
 
 use crate::config::{GroupConfig, OptimizerConfig};
-use crate::ops::optimizer::{AdamWStep, SgdStep, adamw, sgd, squared_norm};
+use crate::ops::optimizer::{AdamWParameter, AdamWStep, SgdStep, adamw, sgd, squared_norm};
 use crate::params::{ParamStore, Role};
 
 /// Prefix of the state's names in a checkpoint; then the kind (`m`, `v`, `momentum`) and the parameter's name.
@@ -114,32 +114,29 @@ impl Optimizer {
             bail!("{} gradients for {} parameters", gradients.len(), self.parameters.len());
         }
         self.steps += 1;
+        let mut moved = Vec::with_capacity(gradients.len());
         for ((parameter, state), gradient) in self.parameters.iter().zip(&self.state).zip(gradients)
         {
             let Some(gradient) = gradient else { continue };
-            let (lr, weight_decay) = (lr * parameter.lr_scale, parameter.weight_decay);
+            let (value, lr) = (&parameter.var, lr * parameter.lr_scale);
+            let weight_decay = parameter.weight_decay;
             match (self.rule, state.as_slice()) {
-                (Rule::AdamW { betas, eps }, [m, v]) => {
-                    let step = AdamWStep {
-                        lr,
-                        betas,
-                        eps,
-                        weight_decay,
-                        step: self.steps,
-                        gradient_scale,
-                    };
-                    adamw(&parameter.var, [m, v], gradient, &step)?;
-                }
+                (Rule::AdamW { .. }, [m, v]) => moved.push(AdamWParameter {
+                    value,
+                    moments: [m, v],
+                    gradient,
+                    lr,
+                    weight_decay,
+                }),
                 (Rule::Sgd { momentum }, [buffer]) => {
-                    sgd(
-                        &parameter.var,
-                        buffer,
-                        gradient,
-                        &SgdStep { lr, momentum, weight_decay, gradient_scale },
-                    )?;
+                    let step = SgdStep { lr, momentum, weight_decay, gradient_scale };
+                    sgd(value, buffer, gradient, &step)?;
                 }
                 _ => bail!("the optimizer's state does not fit its rule"),
             }
+        }
+        if let Rule::AdamW { betas, eps } = self.rule {
+            adamw(&moved, &AdamWStep { betas, eps, step: self.steps, gradient_scale })?;
         }
         Ok(())
     }
@@ -193,8 +190,7 @@ pub(super) fn restore(var: &Var, state: &BTreeMap<String, Tensor>, name: &str) -
 /// # Errors
 /// If a gradient is not of a floating-point type.
 pub fn gradient_norm(gradients: &[Option<Tensor>]) -> Result<f64> {
-    let squares = gradients.iter().flatten().map(squared_norm).collect::<Result<Vec<_>>>()?;
-    Ok(squares.iter().sum::<f64>().sqrt())
+    Ok(squared_norm(&gradients.iter().flatten().collect::<Vec<_>>())?.sqrt())
 }
 
 /// The factor that limits gradients of the given norm to `max_norm`, as in torch: min(1, max / (norm + 1e-6)).

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use super::{count, fusible, gpu, host};
@@ -13,18 +13,29 @@ const CHUNK: usize = 1 << 14;
 /// The numbers of one AdamW step.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWStep {
-    /// Learning rate η.
-    pub lr: f64,
     /// β₁, β₂.
     pub betas: [f64; 2],
     /// ε.
     pub eps: f64,
-    /// Decoupled decay λ.
-    pub weight_decay: f64,
     /// Number t of this step, from 1.
     pub step: u64,
-    /// Factor on the gradient, for clipping.
+    /// Factor on the gradients, for clipping.
     pub gradient_scale: f64,
+}
+
+/// A parameter that an AdamW step moves.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWParameter<'a> {
+    /// Its values p.
+    pub value: &'a Var,
+    /// m and v.
+    pub moments: [&'a Var; 2],
+    /// g.
+    pub gradient: &'a Tensor,
+    /// Learning rate η.
+    pub lr: f64,
+    /// Decoupled decay λ.
+    pub weight_decay: f64,
 }
 
 /// The numbers of one SGD step.
@@ -40,22 +51,38 @@ pub struct SgdStep {
     pub gradient_scale: f64,
 }
 
-/// One AdamW step (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2, as in torch):
+/// One AdamW step (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2, as in torch) of every parameter:
 /// p ← p·(1 − ηλ); m ← β₁m + (1 − β₁)g; v ← β₂v + (1 − β₂)g²; p ← p − η·m̂ / (√v̂ + ε) with m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
+/// On a GPU it is one launch for all of them.
 ///
 /// # Errors
 /// If shapes, types or devices differ.
-pub fn adamw(parameter: &Var, moments: [&Var; 2], gradient: &Tensor, s: &AdamWStep) -> Result<()> {
-    let [m, v] = moments;
-    let [beta1, beta2] = s.betas;
+pub fn adamw(parameters: &[AdamWParameter], s: &AdamWStep) -> Result<()> {
     let corrections = s.betas.map(|beta| 1.0 - beta.powf(s.step as f64));
-    let rate = s.lr / corrections[0];
-    same_shape(&[parameter, m, v], gradient)?;
-    let (shrink, root) = (1.0 - s.lr * s.weight_decay, 1.0 / corrections[1].sqrt());
-    if gpu::runs(&[parameter, m, v, gradient]) {
-        let factors = [beta1, beta2, shrink, rate, root, s.eps, s.gradient_scale];
-        return gpu::adamw(parameter, moments, gradient, factors);
+    let mut on_gpu = Vec::new();
+    for p in parameters {
+        let AdamWParameter { value: parameter, moments, gradient, .. } = *p;
+        let [m, v] = moments;
+        same_shape(&[parameter, m, v], gradient)?;
+        let rates = [1.0 - p.lr * p.weight_decay, p.lr / corrections[0]];
+        if gpu::runs(&[parameter, m, v, gradient]) {
+            on_gpu.push(gpu::Update { parameter, moments, gradient, rates });
+        } else {
+            adamw_of_one(p, s, (rates, corrections))?;
+        }
     }
+    let [beta1, beta2] = s.betas;
+    gpu::adamw(&on_gpu, [beta1, beta2, 1.0 / corrections[1].sqrt(), s.eps, s.gradient_scale])
+}
+
+/// [`adamw`] without a GPU kernel, given 1 − ηλ and η / (1 − β₁ᵗ), 1 − β₁ᵗ and 1 − β₂ᵗ.
+fn adamw_of_one(
+    parameter: &AdamWParameter,
+    s: &AdamWStep,
+    ([shrink, rate], corrections): ([f64; 2], [f64; 2]),
+) -> Result<()> {
+    let AdamWParameter { value: parameter, moments: [m, v], gradient, .. } = *parameter;
+    let [beta1, beta2] = s.betas;
     if !fusible(&[parameter, m, v, gradient]) {
         let g = (gradient * s.gradient_scale)?;
         m.set(&((m.as_detached_tensor() * beta1)? + (&g * (1.0 - beta1))?)?)?;
@@ -65,10 +92,10 @@ pub fn adamw(parameter: &Var, moments: [&Var; 2], gradient: &Tensor, s: &AdamWSt
         return parameter.set(&((parameter.as_detached_tensor() * shrink)? - moved)?);
     }
     count("adamw");
-    let shrink = shrink as f32;
+    let root = 1.0 / corrections[1].sqrt();
     let (b1, b2, c1, c2) = (beta1 as f32, beta2 as f32, (1.0 - beta1) as f32, (1.0 - beta2) as f32);
-    let (rate, root, eps, scale) =
-        (rate as f32, root as f32, s.eps as f32, s.gradient_scale as f32);
+    let (shrink, rate, root) = (shrink as f32, rate as f32, root as f32);
+    let (eps, scale) = (s.eps as f32, s.gradient_scale as f32);
     let gradient = gradient.contiguous()?;
     let g = host::values(&gradient)?;
     in_place(parameter, |p| {
@@ -156,14 +183,24 @@ pub fn moving_average(average: &Var, value: &Tensor, decay: f64) -> Result<()> {
     })
 }
 
-/// Σ x², summed in f64 in an order that does not depend on the number of threads.
+/// Σ x² over all tensors, summed in f64 in an order that does not depend on the number of threads. A GPU is waited for once.
 ///
 /// # Errors
-/// If the type is no floating-point type.
-pub fn squared_norm(x: &Tensor) -> Result<f64> {
-    if !fusible(&[x]) {
-        return x.to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar();
+/// If a type is no floating-point type.
+pub fn squared_norm(tensors: &[&Tensor]) -> Result<f64> {
+    let (fused, others): (Vec<&Tensor>, Vec<&Tensor>) =
+        tensors.iter().partition(|tensor| fusible(&[tensor]));
+    let fused = fused.into_iter().map(squared_norm_of_one).collect::<Result<Vec<_>>>()?;
+    let sum = fused.iter().sum::<f64>();
+    if others.is_empty() {
+        return Ok(sum);
     }
+    let square = |x: &&Tensor| x.to_dtype(DType::F64)?.sqr()?.sum_all();
+    let squares = others.iter().map(square).collect::<Result<Vec<_>>>()?;
+    Ok(sum + Tensor::stack(&squares, 0)?.sum_all()?.to_scalar::<f64>()?)
+}
+
+fn squared_norm_of_one(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     let values = host::values(&x)?;
     // Eight partial sums keep the loop in vector registers.
@@ -234,7 +271,7 @@ impl<F: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for InPlace<F, R> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
     use crate::ops::{composed, kernel_calls};
@@ -249,24 +286,45 @@ mod tests {
         (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
 
+    fn step(step: u64) -> AdamWStep {
+        AdamWStep { betas: [0.9, 0.999], eps: 1e-8, step, gradient_scale: 0.3 }
+    }
+
+    /// Parameters of less than a chunk, of one and of more, each with a rate of its own.
     #[test]
     fn the_gpus_adamw_equals_the_composed_one() -> Result<()> {
-        let inputs = [values(300, 1), values(300, 2)];
+        let sizes = [300, 1, 2048, 5000];
+        let inputs = [values(sizes.iter().sum(), 1), values(sizes.iter().sum(), 2)];
         crate::ops::gpu::emulator::assert_kernel("adamw", 1e-6, &inputs, |t| {
-            let var = |t: &Tensor| Var::from_tensor(&t.detach());
-            let vars = [var(&t[0])?, var(&t[0].zeros_like()?)?, var(&t[0].zeros_like()?)?];
-            let s = AdamWStep {
-                lr: 0.01,
-                betas: [0.9, 0.999],
-                eps: 1e-8,
-                weight_decay: 0.05,
-                step: 2,
-                gradient_scale: 0.3,
+            let parts = |t: &Tensor| -> Result<Vec<Tensor>> {
+                let part = |start: &mut usize, size: &usize| {
+                    let part = t.detach().narrow(0, *start, *size);
+                    *start += size;
+                    Some(part)
+                };
+                sizes.iter().scan(0, part).collect()
             };
-            for _ in 0..3 {
-                adamw(&vars[0], [&vars[1], &vars[2]], &t[1].detach(), &s)?;
+            let vars = |like: &Tensor| {
+                parts(like)?.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()
+            };
+            let (p, m, v) = (vars(&t[0])?, vars(&t[0].zeros_like()?)?, vars(&t[0].zeros_like()?)?);
+            let gradients = parts(&t[1])?;
+            let parameters: Vec<AdamWParameter> = (0..sizes.len())
+                .map(|i| AdamWParameter {
+                    value: &p[i],
+                    moments: [&m[i], &v[i]],
+                    gradient: &gradients[i],
+                    lr: 0.01 * (1.0 + i as f64),
+                    weight_decay: 0.05 * i as f64,
+                })
+                .collect();
+            for t in 2..5 {
+                adamw(&parameters, &step(t))?;
             }
-            let after = Tensor::stack(&vars.map(|v| v.as_detached_tensor()), 0)?;
+            let whole = |vars: &[Var]| {
+                Tensor::cat(&vars.iter().map(Var::as_detached_tensor).collect::<Vec<_>>(), 0)
+            };
+            let after = Tensor::stack(&[whole(&p)?, whole(&m)?, whole(&v)?], 0)?;
             // The inputs take part, so that they have gradients to compare.
             after.broadcast_add(&(&t[0] + &t[1])?)
         })
@@ -281,16 +339,15 @@ mod tests {
             let vars =
                 vec![Var::from_tensor(&values(N, 1))?, Var::zeros(N, DType::F32, &Device::Cpu)?];
             let vars = [vars, vec![Var::zeros(N, DType::F32, &Device::Cpu)?]].concat();
-            for step in 1..=3 {
-                let s = AdamWStep {
+            for t in 1..=3 {
+                let parameter = AdamWParameter {
+                    value: &vars[0],
+                    moments: [&vars[1], &vars[2]],
+                    gradient: &values(N, 1 + t),
                     lr: 0.01,
-                    betas: [0.9, 0.999],
-                    eps: 1e-8,
                     weight_decay: 0.05,
-                    step,
-                    gradient_scale: 0.3,
                 };
-                adamw(&vars[0], [&vars[1], &vars[2]], &values(N, 1 + step), &s)?;
+                adamw(&[parameter], &step(t))?;
             }
             Ok(vars)
         };
@@ -332,9 +389,10 @@ mod tests {
             .num_threads(1)
             .build()
             .map_err(candle_core::Error::wrap)?;
-        let one = alone.install(|| squared_norm(&x))?;
-        assert_eq!(one.to_bits(), squared_norm(&x)?.to_bits());
-        assert!((one - composed(|| squared_norm(&x))?).abs() < 1e-6 * one);
+        let both = [&x, &x];
+        let one = alone.install(|| squared_norm(&both))?;
+        assert_eq!(one.to_bits(), squared_norm(&both)?.to_bits());
+        assert!((one - composed(|| squared_norm(&both))?).abs() < 1e-6 * one);
         Ok(())
     }
 }

@@ -1,15 +1,28 @@
-// One step of AdamW (ops/optimizer). A thread for each value.
+// One step of AdamW (ops/optimizer) for many parameters at once, in place: a block for a chunk of one of them.
 
-extern "C" __global__ void adamw(const float *parameter, const float *m, const float *v, const float *gradient,
-                                 float *new_parameter, float *new_m, float *new_v, size_t count, float beta1, float beta2,
-                                 float shrink, float rate, float root, float eps, float scale) {
-    size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= count) return;
-    float g = gradient[index] * scale;
-    float first = m[index] * beta1 + g * (1.0f - beta1);
-    float second = v[index] * beta2 + g * g * (1.0f - beta2);
-    new_m[index] = first;
-    new_v[index] = second;
-    new_parameter[index] = parameter[index] * shrink - rate * first / (sqrtf(second) * root + eps);
+constexpr unsigned CHUNK = 2048;
+
+// Where a parameter, its moments and its gradient lie.
+struct Updated {
+    float *parameter, *m, *v;
+    const float *gradient;
+    unsigned long long count;
+};
+
+// `starts` [count]: the number of the first chunk of each parameter; `rates` [count, 2]: 1 − ηλ and η / (1 − β₁ᵗ).
+extern "C" __global__ void adamw(const Updated *parameters, const unsigned *starts, const float *rates, unsigned count, float beta1,
+                                 float beta2, float root, float eps, float scale) {
+    unsigned number = last_at_most(starts, count, blockIdx.x);
+    Updated p = parameters[number];
+    float shrink = rates[2 * number], rate = rates[2 * number + 1];
+    size_t from = (size_t)(blockIdx.x - starts[number]) * CHUNK;
+    for (size_t i = from + threadIdx.x; i < from + CHUNK && i < p.count; i += THREADS) {
+        float g = p.gradient[i] * scale;
+        float first = p.m[i] * beta1 + g * (1.0f - beta1);
+        float second = p.v[i] * beta2 + g * g * (1.0f - beta2);
+        p.m[i] = first;
+        p.v[i] = second;
+        p.parameter[i] = p.parameter[i] * shrink - rate * first / (sqrtf(second) * root + eps);
+    }
 }
 KERNEL(adamw)

@@ -11,7 +11,7 @@ use crate::ops::fresh::Fresh;
 pub(super) struct Call<'a> {
     /// Its name in the `.cu` file and in [`kernel_calls`](crate::ops::kernel_calls).
     pub(super) kernel: &'static str,
-    /// Contiguous, f32 or u32.
+    /// Contiguous, f32, u32 or i64.
     pub(super) inputs: &'a [&'a Tensor],
     /// All f32.
     pub(super) outputs: &'a [Output],
@@ -142,6 +142,7 @@ mod cuda {
     enum View<'a> {
         F32(CudaView<'a, f32>),
         U32(CudaView<'a, u32>),
+        I64(CudaView<'a, i64>),
     }
 
     impl Call<'_> {
@@ -161,7 +162,10 @@ mod cuda {
                     Storage::Cuda(CudaStorage { slice: CudaStorageSlice::U32(s), .. }) => {
                         View::U32(s.slice(from..to))
                     }
-                    _ => bail!("{}: an input is neither f32 nor u32 on the GPU", self.kernel),
+                    Storage::Cuda(CudaStorage { slice: CudaStorageSlice::I64(s), .. }) => {
+                        View::I64(s.slice(from..to))
+                    }
+                    _ => bail!("{}: an input is no f32, u32 or i64 on the GPU", self.kernel),
                 });
             }
             let outputs = self.outputs.iter().map(|output| match output {
@@ -178,6 +182,7 @@ mod cuda {
                     match view {
                         View::F32(view) => launch.arg(view),
                         View::U32(view) => launch.arg(view),
+                        View::I64(view) => launch.arg(view),
                     };
                 }
                 for output in &mut outputs {

@@ -27,3 +27,17 @@ static __device__ float over_block(float value) {
     for (unsigned w = 1; w < THREADS / 32; w++) value = With::of(value, warps[w]);
     return value;
 }
+
+// The number of the last of `count` rising values that is at most `value`; the first one is.
+static __device__ unsigned last_at_most(const unsigned *values, unsigned count, unsigned value) {
+    unsigned found = 0, behind = count;
+    while (behind - found > 1) {
+        unsigned middle = (found + behind) / 2;
+        if (values[middle] <= value) {
+            found = middle;
+        } else {
+            behind = middle;
+        }
+    }
+    return found;
+}

@@ -75,7 +75,8 @@ pub(super) fn run(call: &Call, inputs: &[(&Storage, &Layout)]) -> Result<Vec<Sto
         pointers.push(match storage {
             Storage::Cpu(CpuStorage::F32(values)) => values[from..to].as_ptr().cast::<c_void>(),
             Storage::Cpu(CpuStorage::U32(values)) => values[from..to].as_ptr().cast(),
-            _ => bail!("{}: an input is neither f32 nor u32", call.kernel),
+            Storage::Cpu(CpuStorage::I64(values)) => values[from..to].as_ptr().cast(),
+            _ => bail!("{}: an input is no f32, u32 or i64", call.kernel),
         });
     }
     let outputs = call.outputs.iter().map(|output| match output {

@@ -4,6 +4,7 @@
 //! in an emulator in the tests: `emulate.h` makes C++ of the same sources.
 
 mod adamw;
+mod address;
 mod attention;
 mod batch_norm;
 mod call;
@@ -18,7 +19,7 @@ mod softmax;
 
 use candle_core::{DType, Tensor};
 
-pub(super) use self::adamw::adamw;
+pub(super) use self::adamw::{Update, adamw};
 pub(super) use self::attention::{attends, self_attention};
 pub(super) use self::batch_norm::{Norm, Statistics, batch_norm, channel_statistics};
 pub(super) use self::gelu::gelu;
