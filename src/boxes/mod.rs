@@ -5,6 +5,7 @@ mod nms;
 mod soft_nms;
 
 pub use coder::BoxCoder;
+pub(crate) use nms::survivors;
 pub use nms::{batched_nms, by_falling_score, nms};
 pub use soft_nms::{Decay, batched_soft_nms, soft_nms};
 

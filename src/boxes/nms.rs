@@ -49,15 +49,23 @@ pub(super) fn grouped(order: &[usize], groups: &[u32]) -> Vec<Vec<usize>> {
 
 /// The members of `order` (best first) that survive.
 fn suppress(boxes: &[[f32; 4]], order: Vec<usize>, threshold: f32) -> Vec<usize> {
-    let mut rest = Columns::new(order.iter().map(|&i| boxes[i]));
-    let mut kept = Vec::new();
-    for (at, index) in order.into_iter().enumerate() {
+    let alive = survivors(order.iter().map(|&i| boxes[i]), threshold);
+    order.into_iter().zip(alive).filter_map(|(index, alive)| alive.then_some(index)).collect()
+}
+
+/// Which boxes (best first) survive.
+pub(crate) fn survivors(
+    boxes: impl ExactSizeIterator<Item = [f32; 4]> + Clone,
+    threshold: f32,
+) -> Vec<bool> {
+    let count = boxes.len();
+    let mut rest = Columns::new(boxes);
+    for at in 0..count {
         if !rest.dead[at] {
-            kept.push(index);
             rest.kill_overlapping(at, threshold);
         }
     }
-    kept
+    rest.dead.into_iter().map(|dead| !dead).collect()
 }
 
 /// Boxes coordinate by coordinate, so that the overlaps of one with all others vectorise.

@@ -36,6 +36,7 @@ mod losses;
 mod map_tests;
 mod mlp_branch;
 mod mlp_rows;
+mod nms;
 pub mod optimizer;
 mod pool;
 mod product;
@@ -82,6 +83,7 @@ pub use losses::{
     cross_entropy_resized, dice, kl_div, ohem_cross_entropy, smooth_l1, soft_cross_entropy,
 };
 pub use mlp_branch::MlpBranch;
+pub use nms::nms;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
 pub use product::in_precision;
 pub(crate) use recompute::recomputed;

@@ -1,7 +1,9 @@
 //! From scored anchors to proposals.
 
+use candle_core::{Device, Result};
 use rayon::prelude::*;
-use rescatter::boxes::{BoxCoder, by_falling_score, clip, nms};
+use rescatter::boxes::{BoxCoder, by_falling_score, clip};
+use rescatter::ops;
 
 /// How many proposals, and which.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,47 +27,69 @@ pub struct ProposalSet {
     pub logits: Vec<f32>,
 }
 
-/// One level: logits, deltas and anchors of one image.
-pub type Level<'a> = (&'a [f32], &'a [[f32; 4]], &'a [[f32; 4]]);
-
-/// The best of every level, decoded, clipped to an image of `size` (height, width) and suppressed level by level; the best of
-/// all levels together.
-pub fn propose(levels: &[Level], size: (usize, usize), options: &ProposalOptions) -> ProposalSet {
-    let kept: Vec<ProposalSet> =
-        levels.par_iter().map(|level| of_level(level, size, options)).collect();
-    let mut all = ProposalSet::default();
-    for ProposalSet { boxes, logits } in kept {
-        all.boxes.extend(boxes);
-        all.logits.extend(logits);
-    }
-    let mut order = by_falling_score(&all.logits);
-    order.truncate(options.post_nms);
-    pick(&all, &order)
+/// One level: logits, deltas and anchors of one image of `size` (height, width).
+#[derive(Debug, Clone, Copy)]
+pub struct Level<'a> {
+    /// One per anchor.
+    pub logits: &'a [f32],
+    /// One per anchor.
+    pub deltas: &'a [[f32; 4]],
+    /// In pixels.
+    pub anchors: &'a [[f32; 4]],
+    /// Of the image.
+    pub size: (usize, usize),
 }
 
-fn of_level(
-    &(logits, deltas, anchors): &Level,
-    size: (usize, usize),
+/// For every image the best of each of its levels, decoded, clipped to the image and suppressed level by level; the best of all
+/// levels together. The suppression, of all images at once, is done by `device`.
+///
+/// # Errors
+/// If the device fails.
+pub fn propose(
+    images: &[Vec<Level>],
     options: &ProposalOptions,
-) -> ProposalSet {
+    device: &Device,
+) -> Result<Vec<ProposalSet>> {
+    let levels: Vec<&Level> = images.iter().flatten().collect();
+    let best: Vec<ProposalSet> =
+        levels.into_par_iter().map(|level| best_of_level(level, options)).collect();
+    let lists: Vec<&[[f32; 4]]> = best.iter().map(|set| set.boxes.as_slice()).collect();
+    let mut alive = ops::nms(&lists, options.nms, device)?.into_iter().zip(&best);
+    let of_image = |levels: &Vec<Level>| {
+        let mut all = ProposalSet::default();
+        for (alive, set) in alive.by_ref().take(levels.len()) {
+            let kept = (0..alive.len()).filter(|&i| alive[i]);
+            all.extend(set, kept);
+        }
+        let mut order = by_falling_score(&all.logits);
+        order.truncate(options.post_nms);
+        let mut found = ProposalSet::default();
+        found.extend(&all, order.into_iter());
+        found
+    };
+    Ok(images.iter().map(of_image).collect())
+}
+
+/// Before suppression, by falling logit.
+fn best_of_level(level: &Level, options: &ProposalOptions) -> ProposalSet {
     let mut found = ProposalSet::default();
-    for i in top(logits, options.pre_nms) {
-        let b = clip(BoxCoder::PLAIN.decode(anchors[i], deltas[i]), size);
+    for i in top(level.logits, options.pre_nms) {
+        let b = clip(BoxCoder::PLAIN.decode(level.anchors[i], level.deltas[i]), level.size);
         let side = (b[2] - b[0]).min(b[3] - b[1]);
         // A box that is no number fails both.
         if side > 0.0 && side >= options.min_size {
             found.boxes.push(b);
-            found.logits.push(logits[i]);
+            found.logits.push(level.logits[i]);
         }
     }
-    let kept = nms(&found.boxes, &found.logits, options.nms);
-    pick(&found, &kept)
+    found
 }
 
-fn pick(set: &ProposalSet, order: &[usize]) -> ProposalSet {
-    ProposalSet {
-        boxes: order.iter().map(|&i| set.boxes[i]).collect(),
-        logits: order.iter().map(|&i| set.logits[i]).collect(),
+impl ProposalSet {
+    /// Appends those of `other` that have these numbers.
+    fn extend(&mut self, other: &Self, numbers: impl Iterator<Item = usize> + Clone) {
+        self.boxes.extend(numbers.clone().map(|i| other.boxes[i]));
+        self.logits.extend(numbers.map(|i| other.logits[i]));
     }
 }
 
@@ -103,15 +127,20 @@ mod tests {
             [0.0, 20.0, 8.0, 30.0],
             [8.0, 8.0, 16.0, 16.0],
         ];
-        let zero = [[0.0; 4]; 4];
-        let level = |logits: &'static [f32]| -> Level<'static> {
-            (logits, Box::leak(Box::new(zero)), Box::leak(Box::new(anchors)))
+        let level = |logits: &'static [f32]| Level {
+            logits,
+            deltas: &[[0.0; 4]; 4],
+            anchors: &anchors,
+            size: (16, 16),
         };
-        let found = propose(&[level(&[3.0, 2.0, 1.0, 0.0])], (16, 16), &options);
-        assert_eq!(found, ProposalSet { boxes: vec![anchors[0]], logits: vec![3.0] });
-        // Levels do not suppress each other.
-        let two = [level(&[3.0, 2.0, 1.0, 0.0]), level(&[0.0, 5.0, 0.5, 1.0])];
-        let found = propose(&two, (16, 16), &options);
-        assert_eq!((found.boxes, found.logits), (vec![anchors[1], anchors[0]], vec![5.0, 3.0]));
+        // Neither levels nor images suppress each other.
+        let images = [
+            vec![level(&[3.0, 2.0, 1.0, 0.0])],
+            vec![level(&[3.0, 2.0, 1.0, 0.0]), level(&[0.0, 5.0, 0.5, 1.0])],
+        ];
+        let found = propose(&images, &options, &Device::Cpu).unwrap();
+        let [one, two] = found.as_slice() else { panic!("there are two images") };
+        assert_eq!(*one, ProposalSet { boxes: vec![anchors[0]], logits: vec![3.0] });
+        assert_eq!((&two.boxes, &two.logits), (&vec![anchors[1], anchors[0]], &vec![5.0, 3.0]));
     }
 }

@@ -1,7 +1,6 @@
 //! The region proposal network: scores and corrections of anchors, its losses, its proposals.
 
 use candle_core::{Device, Result, Tensor, bail};
-use rayon::prelude::*;
 use rescatter::boxes::BoxCoder;
 use rescatter::data::Instances;
 use rescatter::head::{StepContext, Term};
@@ -12,7 +11,7 @@ use rescatter::rng::Purpose;
 use super::config::{Norm, RpnConfig};
 use super::layers::{ConvBlock, Projection};
 use super::matcher::{Label, Matcher, ignore_crowds};
-use super::proposals::{ProposalOptions, ProposalSet, propose};
+use super::proposals::{Level, ProposalOptions, ProposalSet, propose};
 use super::sampler::sample;
 
 /// Layer of the random streams that sample anchors.
@@ -264,20 +263,21 @@ impl RpnOutput {
         let host =
             |levels: &[Tensor]| -> Result<Vec<Vec<f32>>> { levels.iter().map(on_host).collect() };
         let (logits, deltas) = (host(&self.logits)?, host(&self.deltas)?);
-        let images = sizes.par_iter().enumerate().map(|(image, &size)| {
-            let levels: Vec<_> = anchors
-                .iter()
-                .enumerate()
-                .map(|(l, anchors)| {
-                    let count = anchors.len();
-                    let logits = &logits[l][image * count..][..count];
-                    let (deltas, _) = deltas[l][4 * image * count..][..4 * count].as_chunks::<4>();
-                    (logits, deltas, anchors.as_slice())
-                })
-                .collect();
-            propose(&levels, size, options)
+        let level = |l: usize, image: usize, size: (usize, usize)| {
+            let count = anchors[l].len();
+            let (deltas, _) = deltas[l][4 * image * count..][..4 * count].as_chunks::<4>();
+            Level {
+                logits: &logits[l][image * count..][..count],
+                deltas,
+                anchors: &anchors[l],
+                size,
+            }
+        };
+        let images = sizes.iter().enumerate().map(|(image, &size)| {
+            (0..anchors.len()).map(|l| level(l, image, size)).collect::<Vec<_>>()
         });
-        Ok(images.collect())
+        let Some(first) = self.logits.first() else { bail!("there are no levels to propose from") };
+        propose(&images.collect::<Vec<_>>(), options, first.device())
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) struct Call<'a> {
     pub(super) kernel: &'static str,
     /// Contiguous, f32, u32 or i64.
     pub(super) inputs: &'a [&'a Tensor],
-    /// All f32.
+    /// f32 or words of bits.
     pub(super) outputs: &'a [Output],
     pub(super) numbers: &'a [Number],
     pub(super) grid: Grid,
@@ -47,6 +47,8 @@ pub(super) enum Output {
     Unwritten(Shape),
     /// Zeros, to add to.
     Zeros(Shape),
+    /// 64 bits each (i64 to candle), of which the kernel writes every one.
+    Words(Shape),
 }
 
 /// A number for a kernel.
@@ -123,7 +125,7 @@ impl Call<'_> {
 impl Output {
     pub(super) fn shape(&self) -> &Shape {
         match self {
-            Self::Unwritten(shape) | Self::Zeros(shape) => shape,
+            Self::Unwritten(shape) | Self::Zeros(shape) | Self::Words(shape) => shape,
         }
     }
 }
@@ -168,10 +170,15 @@ mod cuda {
                     _ => bail!("{}: an input is no f32, u32 or i64 on the GPU", self.kernel),
                 });
             }
-            let outputs = self.outputs.iter().map(|output| match output {
-                // SAFETY: the kernel writes every element before anything reads it.
-                Output::Unwritten(shape) => unsafe { device.alloc::<f32>(shape.elem_count()) },
-                Output::Zeros(shape) => device.alloc_zeros::<f32>(shape.elem_count()),
+            let outputs = self.outputs.iter().map(|output| {
+                let count = output.shape().elem_count();
+                Ok(match output {
+                    Output::Zeros(_) => CudaStorageSlice::F32(device.alloc_zeros(count)?),
+                    // SAFETY: the kernel writes every element before anything reads it.
+                    Output::Unwritten(_) => CudaStorageSlice::F32(unsafe { device.alloc(count) }?),
+                    // SAFETY: likewise.
+                    Output::Words(_) => CudaStorageSlice::I64(unsafe { device.alloc(count) }?),
+                })
             });
             let mut outputs = outputs.collect::<Result<Vec<_>>>()?;
             let (blocks, threads) = self.grid.size();
@@ -186,7 +193,11 @@ mod cuda {
                     };
                 }
                 for output in &mut outputs {
-                    launch.arg(output);
+                    match output {
+                        CudaStorageSlice::F32(values) => launch.arg(values),
+                        CudaStorageSlice::I64(words) => launch.arg(words),
+                        _ => bail!("{}: an output is neither f32 nor i64", self.kernel),
+                    };
                 }
                 for number in self.numbers {
                     match number {
@@ -203,9 +214,8 @@ mod cuda {
                 // SAFETY: the kernel's parameters are what `Call` says, and it stays inside the shapes that its numbers give.
                 unsafe { launch.launch(shape) }.map_err(candle_core::Error::wrap)?;
             }
-            let storage =
-                |slice| CudaStorage { slice: CudaStorageSlice::F32(slice), device: device.clone() };
-            Ok(outputs.into_iter().map(|slice| Storage::Cuda(storage(slice))).collect())
+            let storage = |slice| Storage::Cuda(CudaStorage { slice, device: device.clone() });
+            Ok(outputs.into_iter().map(storage).collect())
         }
     }
 }

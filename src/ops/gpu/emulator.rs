@@ -79,13 +79,21 @@ pub(super) fn run(call: &Call, inputs: &[(&Storage, &Layout)]) -> Result<Vec<Sto
             _ => bail!("{}: an input is no f32, u32 or i64", call.kernel),
         });
     }
-    let outputs = call.outputs.iter().map(|output| match output {
-        // Not a number, so that a test sees what the kernel left out.
-        Output::Unwritten(shape) => vec![f32::NAN; shape.elem_count()],
-        Output::Zeros(shape) => vec![0.0; shape.elem_count()],
+    let outputs = call.outputs.iter().map(|output| {
+        let count = output.shape().elem_count();
+        match output {
+            // Not a number, so that a test sees what the kernel left out.
+            Output::Unwritten(_) => CpuStorage::F32(vec![f32::NAN; count]),
+            Output::Zeros(_) => CpuStorage::F32(vec![0.0; count]),
+            Output::Words(_) => CpuStorage::I64(vec![0x5555_5555_5555_5555; count]),
+        }
     });
-    let mut outputs: Vec<Vec<f32>> = outputs.collect();
-    pointers.extend(outputs.iter_mut().map(|values| values.as_mut_ptr().cast_const().cast()));
+    let mut outputs: Vec<CpuStorage> = outputs.collect();
+    pointers.extend(outputs.iter_mut().map(|output| match output {
+        CpuStorage::F32(values) => values.as_mut_ptr().cast_const().cast(),
+        CpuStorage::I64(words) => words.as_mut_ptr().cast_const().cast(),
+        _ => unreachable!("outputs are f32 or i64"),
+    }));
     let mut numbers = call.numbers.to_vec();
     let pointers_of =
         pointers.iter_mut().map(|pointer| std::ptr::from_mut(pointer).cast::<c_void>());
@@ -102,5 +110,5 @@ pub(super) fn run(call: &Call, inputs: &[(&Storage, &Layout)]) -> Result<Vec<Sto
         let entry: Symbol<Entry> = library().unwrap().get(name.as_bytes()).unwrap();
         entry(blocks as u32, threads as u32, arguments.as_mut_ptr());
     }
-    Ok(outputs.into_iter().map(|values| Storage::Cpu(CpuStorage::F32(values))).collect())
+    Ok(outputs.into_iter().map(Storage::Cpu).collect())
 }

@@ -6,6 +6,7 @@
 #include "gelu.cu"
 #include "layer_norm.cu"
 #include "max_pool2d.cu"
+#include "nms.cu"
 #include "roi_align.cu"
 #include "separable.cu"
 #include "softmax.cu"

@@ -13,11 +13,12 @@ pub(super) mod emulator;
 mod gelu;
 mod layer_norm;
 mod max_pool2d;
+mod nms;
 mod roi_align;
 mod separable;
 mod softmax;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 pub(super) use self::adamw::{Update, adamw};
 pub(super) use self::attention::{attends, self_attention};
@@ -25,6 +26,7 @@ pub(super) use self::batch_norm::{Norm, Statistics, batch_norm, channel_statisti
 pub(super) use self::gelu::gelu;
 pub(super) use self::layer_norm::layer_norm;
 pub(super) use self::max_pool2d::max_pool2d;
+pub(super) use self::nms::nms;
 pub(super) use self::roi_align::roi_align;
 pub(super) use self::separable::separable;
 pub(super) use self::softmax::softmax;
@@ -32,8 +34,12 @@ use super::are_composed;
 
 /// Whether the kernels may run on these tensors: all f32 on one GPU, not inside [`composed`](super::composed).
 pub(super) fn runs(tensors: &[&Tensor]) -> bool {
-    let at_home = |t: &&Tensor| t.device().is_cuda() || emulated();
-    !are_composed() && tensors.iter().all(|t| at_home(t) && t.dtype() == DType::F32)
+    tensors.iter().all(|t| runs_on(t.device()) && t.dtype() == DType::F32)
+}
+
+/// Whether the kernels may run on this device.
+pub(super) fn runs_on(device: &Device) -> bool {
+    !are_composed() && (device.is_cuda() || emulated())
 }
 
 #[cfg(test)]
