@@ -4,6 +4,7 @@
 //! Labels are mapped, reduced and checked in one place, the dataset, so that everything after it sees class numbers
 //! `0..K` and the ignore index, and nothing else.
 
+mod ahead;
 mod cifar;
 pub mod coco;
 mod combine;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use ndarray::{Array2, Array3};
 
+pub use ahead::ahead;
 pub use cifar::Cifar;
 pub use combine::{Concat, Repeat, same_classes};
 pub use files::{MAX_CLASSES, class_names, list_images};
@@ -59,7 +61,7 @@ pub struct Sample<T> {
 /// Images of equal size, stacked.
 #[derive(Debug)]
 pub struct Batch<T> {
-    /// `(B, 3, H, W)` on the CPU; `(B·T, 3, H, W)` for clips, the frames of a clip adjacent.
+    /// `(B, 3, H, W)`; `(B·T, 3, H, W)` for clips, the frames of a clip adjacent. On the CPU unless [`ahead`] sent them elsewhere.
     pub images: Tensor,
     /// One per image or clip.
     pub targets: Vec<T>,

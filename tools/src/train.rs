@@ -157,8 +157,11 @@ impl Session<'_> {
         &self,
         model: &Model<H>,
         set: Arc<dyn Dataset<Target = T>>,
-        prepare: impl Fn(Batch<T>) -> rescatter::Result<Batch<H::Target>>,
-    ) -> anyhow::Result<Outcome> {
+        prepare: impl Fn(Batch<T>) -> rescatter::Result<Batch<H::Target>> + Sync,
+    ) -> anyhow::Result<Outcome>
+    where
+        H::Target: Send,
+    {
         // The last step is followed by a calibration, which is to find what it needs.
         if self.base.is_none() {
             calibration::check(self.task, self.config)?;
@@ -186,7 +189,9 @@ impl Session<'_> {
         );
         let mut loader = Loader::new(set, options)?;
         let batches = loader.by_ref().map(|batch| prepare(batch?));
-        let outcome = trainer.run(batches, self.stop, || self.evaluate())?;
+        let outcome = data::ahead(batches, model.params.device(), |batches| {
+            trainer.run(batches, self.stop, || self.evaluate())
+        })?;
         for (sample, times) in loader.skipped() {
             tracing::warn!("left out {times} times: {sample}");
         }

@@ -36,13 +36,18 @@ pub(crate) fn assert_kernel(
     inputs: &[Tensor],
     f: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
-    let device = test_gpu()?.unwrap_or(Device::Cpu);
+    let device = device()?;
     if device.is_cpu() && library().is_none() {
         eprintln!("skipped: {name} because c++ is not installed");
         return Ok(());
     }
     let inputs = inputs.iter().map(|t| t.to_device(&device)).collect::<Result<Vec<_>>>()?;
     with(&ON, device.is_cpu(), || assert_twins(name, tolerance, &inputs, f))
+}
+
+/// [`test_gpu`], or the CPU.
+pub(super) fn device() -> Result<Device> {
+    Ok(test_gpu()?.unwrap_or(Device::Cpu))
 }
 
 /// The emulated kernels; `None` without a C++ compiler.

@@ -2,6 +2,8 @@
 //!
 //! Every kernel is held equal to the composed definition of its operation, value and gradient. Without a GPU the same calls run
 //! in an emulator in the tests: `emulate.h` makes C++ of the same sources.
+//!
+//! Beside them what else is different on a GPU: the way of batches to it (`Upload`).
 
 mod adamw;
 mod address;
@@ -17,6 +19,7 @@ mod nms;
 mod roi_align;
 mod separable;
 mod softmax;
+mod upload;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -30,6 +33,7 @@ pub(super) use self::nms::nms;
 pub(super) use self::roi_align::roi_align;
 pub(super) use self::separable::separable;
 pub(super) use self::softmax::softmax;
+pub(crate) use self::upload::Upload;
 use super::are_composed;
 
 /// Whether the kernels may run on these tensors: all f32 on one GPU, not inside [`composed`](super::composed).
