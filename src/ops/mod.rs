@@ -75,6 +75,7 @@ pub use conv_transpose::{conv_transpose2x2, mix_deconvolution, mixing_first_pays
 pub use conv2d::{Conv2d, conv2d};
 pub use dropout::{drop_path, dropout};
 pub use gelu::gelu;
+pub use gpu::Stopwatch;
 pub(crate) use gpu::Upload;
 pub use layer_norm::layer_norm;
 pub use layer_norm2d::layer_norm2d;

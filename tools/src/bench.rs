@@ -6,7 +6,6 @@ mod step;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Tensor};
@@ -15,7 +14,7 @@ use rescatter::config::{DispatchConfig, Inference, Variant};
 use rescatter::dispatch::{KeptStats, calibrate_clips};
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::head::{Head, ImageMeta};
-use rescatter::ops::in_precision;
+use rescatter::ops::{Stopwatch, in_precision};
 use rescatter::rng::{Purpose, Rng};
 use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
@@ -183,12 +182,11 @@ impl<'a> Bench<'a> {
     fn profile(&self, repeat: usize, sides: &mut Sides) -> Result<()> {
         for _ in 0..repeat {
             for (vit, side) in self.with(sides) {
-                let (mut last, mut blocks) = (Instant::now(), Vec::new());
                 let Noise { images, frames, .. } = &self.noise;
+                let (mut last, mut blocks) = (Stopwatch::start(images.device())?, Vec::new());
                 vit.visit_clips(images, *frames, &Pass::Infer, |_, x| {
-                    x.device().synchronize()?;
-                    blocks.push(last.elapsed().as_secs_f64());
-                    last = Instant::now();
+                    blocks.push(last.seconds()?);
+                    last = Stopwatch::start(x.device())?;
                     Ok(())
                 })?;
                 side.blocks.push(blocks);
@@ -221,11 +219,11 @@ impl Noise {
 
     /// What a backbone of the model takes, and the backbone with the head.
     pub(crate) fn pass(&self, model: &TaskModel, vit: &Vit) -> Result<(Spent, Spent, KeptStats)> {
-        let (clock, device) = (Clock::start(), self.images.device());
+        let clock = Clock::start(self.images.device())?;
         let features = vit.forward_clips(&self.images, self.frames, &Pass::Infer)?;
-        let backbone = clock.stop(device)?;
+        let backbone = clock.stop()?;
         self.head(model, &features)?;
-        Ok((backbone, clock.stop(device)?, features.kept))
+        Ok((backbone, clock.stop()?, features.kept))
     }
 
     /// From features to class scores, for segmentation at the size of the input.

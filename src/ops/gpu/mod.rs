@@ -3,7 +3,7 @@
 //! Every kernel is held equal to the composed definition of its operation, value and gradient. Without a GPU the same calls run
 //! in an emulator in the tests: `emulate.h` makes C++ of the same sources.
 //!
-//! Beside them what else is different on a GPU: the way of batches to it (`Upload`).
+//! Beside them what else is different on a GPU: the way of batches to it (`Upload`) and how its work is timed ([`Stopwatch`]).
 
 mod adamw;
 mod address;
@@ -19,6 +19,7 @@ mod nms;
 mod roi_align;
 mod separable;
 mod softmax;
+mod stopwatch;
 mod upload;
 
 use candle_core::{DType, Device, Tensor};
@@ -33,6 +34,7 @@ pub(super) use self::nms::nms;
 pub(super) use self::roi_align::roi_align;
 pub(super) use self::separable::separable;
 pub(super) use self::softmax::softmax;
+pub use self::stopwatch::Stopwatch;
 pub(crate) use self::upload::Upload;
 use super::are_composed;
 

@@ -1,10 +1,8 @@
 //! What a pass takes, and what the machine could do in that time.
 
-use std::time::Instant;
-
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use rescatter::ops;
+use rescatter::ops::{self, Stopwatch};
 
 use super::report::Times;
 use crate::process::processor_seconds;
@@ -18,19 +16,19 @@ pub(crate) struct Spent {
 
 /// A running clock.
 pub(crate) struct Clock {
-    start: Instant,
+    watch: Stopwatch,
     processor: Option<f64>,
 }
 
 impl Clock {
-    pub(crate) fn start() -> Self {
-        Self { start: Instant::now(), processor: processor_seconds() }
+    /// Behind what `device` has been given so far.
+    pub(crate) fn start(device: &Device) -> Result<Self> {
+        Ok(Self { watch: Stopwatch::start(device)?, processor: processor_seconds() })
     }
 
-    /// What has passed since the start, once `device` has done what it was given.
-    pub(crate) fn stop(&self, device: &Device) -> Result<Spent> {
-        device.synchronize()?;
-        let seconds = self.start.elapsed().as_secs_f64();
+    /// What has passed since the start, once the device has done what it was given.
+    pub(crate) fn stop(&self) -> Result<Spent> {
+        let seconds = self.watch.seconds()?;
         let processor = processor_seconds().zip(self.processor).map(|(now, then)| now - then);
         Ok(Spent { seconds, processor })
     }
@@ -46,9 +44,9 @@ pub(super) fn product_gflops(device: &Device) -> Result<f64> {
     let weight = Tensor::ones((out, width), candle_core::DType::F32, device)?;
     let mut seconds = Vec::new();
     for round in 0..10 {
-        let clock = Clock::start();
+        let clock = Clock::start(device)?;
         ops::linear(&x, &weight, None)?;
-        let spent = clock.stop(device)?;
+        let spent = clock.stop()?;
         if round > 0 {
             seconds.push(spent.seconds);
         }

@@ -95,14 +95,14 @@ impl Bench<'_> {
         forget_peak_memory();
         let (mut spent, mut kept) = (Vec::new(), None);
         for step in 0..=self.repeat as u64 {
-            let clock = Clock::start();
+            let clock = Clock::start(model.params.device())?;
             let moment =
                 Moment { rng: &rng, step, progress: 0.0, loss_scale: 1.0, world: &World::SINGLE };
             let found = step_gradients(model, optimizer.parameters(), &batch, &moment)?;
             let norm = gradient_norm(&found.gradients)?;
             let scale = config.train.clip_norm.map_or(1.0, |max| clip_scale(norm, max));
             optimizer.step(&found.gradients, lr, scale)?;
-            let passed = clock.stop(model.params.device())?;
+            let passed = clock.stop()?;
             if step > 0 {
                 spent.push(passed);
             }
