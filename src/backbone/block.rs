@@ -304,7 +304,7 @@ fn gate(
 /// y + what the `adapter` makes of x.
 fn added(y: Tensor, x: &Tensor, adapter: Option<&Bottleneck>) -> Result<Tensor> {
     match adapter {
-        Some(adapter) => ops::add(&y, &adapter.forward(x)?),
+        Some(adapter) => adapter.add(&y, x),
         None => Ok(y),
     }
 }

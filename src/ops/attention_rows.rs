@@ -37,9 +37,10 @@ impl AttentionBranch {
         let heads = Heads { count: heads, width: channels / heads };
         let mut rows = scratch(tokens * channels);
         normalise(x, &self.norm, self.eps, &mut rows)?;
-        let mut qkv = vec![0.0; 3 * rows.len()];
-        product(&rows, &self.qkv.0, &mut qkv)?;
-        add_bias(&mut qkv, &self.qkv.1, None, None)?;
+        let qkv = {
+            let (weight, bias) = (values(&self.qkv.0)?, values(&self.qkv.1)?);
+            linear::product(&rows, &weight, Some(&bias), channels)
+        };
         // The normalised rows are no longer needed: their buffer takes the attention's output.
         let lse = forward(Layer { qkv: &qkv, heads, sequences, padding, places }, &mut rows);
         let mut y = vec![0.0; rows.len()];

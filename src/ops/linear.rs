@@ -6,7 +6,7 @@ use super::fresh::Fresh;
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::values;
 use super::product::linear_product;
-use super::rows::{for_row_blocks, sum_rows};
+use super::rows::sum_rows;
 use super::{count, fusible};
 
 /// `x · weightᵀ + bias`; `x`: `[…, in]`, `weight`: `[out, in]`, `bias`: `[out]` → `[…, out]`.
@@ -67,13 +67,8 @@ fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: Vec<usize>) 
 /// `x · weightᵀ + bias` on the CPU, `x` `[rows, in]`.
 pub(crate) fn product(x: &[f32], weight: &[f32], bias: Option<&[f32]>, width: usize) -> Vec<f32> {
     let (rows, out) = (x.len() / width.max(1), weight.len() / width.max(1));
-    let mut y = vec![0.0; rows * out];
     // The bias takes the place of zeros, so it costs no pass of its own.
-    if let Some(bias) = bias {
-        for_row_blocks(&mut y, out, |_, block| {
-            block.chunks_mut(out).for_each(|row| row.copy_from_slice(bias))
-        });
-    }
+    let mut y = bias.map_or_else(|| vec![0.0; rows * out], |bias| bias.repeat(rows));
     let beta = if bias.is_some() { 1.0 } else { 0.0 };
     let (x, weight) = (Mat::new(x, rows, width), Mat::new(weight, out, width));
     gemm(1.0, x, weight.t(), beta, MatMut::new(&mut y, rows, out), Threads::Pool);

@@ -195,7 +195,7 @@ impl MlpBranch {
 
 fn with_adapter(y: Tensor, x: &Tensor, adapter: Option<&Bottleneck>) -> Result<Tensor> {
     match adapter {
-        Some(adapter) => y + adapter.forward(x)?,
+        Some(adapter) => adapter.add(&y, x),
         None => Ok(y),
     }
 }
