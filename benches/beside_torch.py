@@ -20,8 +20,7 @@ SEGMENT = ["configs/ade20k_upernet_vit_b16_dyt.yaml", "backbone.weights=null", "
            "head.upernet.dropout=0", "tuning.adapter.dropout=0"]
 CLASSIFY = ["configs/cifar100_vit_b16_dyt.yaml", "backbone.weights=null", "loss.complete=0", "loss.distill=0",
             "tuning.adapter.dropout=0"]
-
-
+VIDEO = ["configs/k400_vit_b16_dyt.yaml", "backbone.weights=null", "--size", "224x224", "--batch", "1", "--kept", "0.5"]
 DETECT = ["configs/coco_mask_rcnn_vit_b16_dyt.yaml", "backbone.weights=null", "tuning.adapter.bottleneck=64"]
 
 
@@ -42,6 +41,7 @@ JOBS = {
     "vit_512": (vit(512, 1), ("backbone", "skipping")),
     "upernet_768": (upernet(768, "--batch", "1", "--kept", "0.5"), ("whole", "skipping")),
     "upernet_256": (upernet(256, "--batch", "1", "--kept", "0.5"), ("whole", "skipping")),
+    "video_8x224": (VIDEO, ("whole", "skipping")),
     "detect_1024": ([*DETECT, "--size", "1024x1024", "--batch", "1", "--kept", "0.5"], ("whole", "skipping")),
     "classify_step": ([*CLASSIFY, "--size", "224x224", "--batch", "8", "--train"], ()),
     "upernet_256_step": (upernet(256, "--batch", "2", "--train"), ()),

@@ -197,6 +197,25 @@ class Classifier(nn.Module):
         return self.head(self.backbone.vit.norm(x)[:, 0]), masks
 
 
+class Clip(nn.Module):
+    """A learned query that attends once over the tokens of all frames of one clip."""
+
+    def __init__(self, size, share, classes=400, dim=768, heads=12):
+        super().__init__()
+        self.backbone, self.heads, self.query = Backbone(size, share), heads, nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in range(3))
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.proj, self.classify = nn.Linear(dim, dim), nn.Linear(dim, classes)
+
+    def forward(self, frames):
+        x, _, masks = self.backbone(frames)
+        x = self.backbone.vit.norm(x).flatten(0, 1)[None]
+        sides = zip((self.q, self.k, self.v), self.norms, (self.query, x, x))
+        q, k, v = (layer(norm(t)).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer, norm, t in sides)
+        pooled = F.scaled_dot_product_attention(q, k, v).flatten(1)
+        return self.classify(self.proj(pooled)), masks
+
+
 # Model, images a pass, side of the images; targets for training are made for what the model gives.
 JOBS = {
     "vit_224_dense": (lambda: Backbone(224, 1), 8, 224),
@@ -205,6 +224,7 @@ JOBS = {
     "vit_512": (lambda: Backbone(512, 0.5), 1, 512),
     "upernet_768": (lambda: Segmenter(512, 0.5, 768), 1, 512),
     "upernet_256": (lambda: Segmenter(512, 0.5, 256), 1, 512),
+    "video_8x224": (lambda: Clip(224, 0.5), 8, 224),
     "detect_1024": (lambda: Detector(1024, 0.5), 1, 1024),
     "classify_step": (lambda: Classifier(224, 0.5), 8, 224),
     "upernet_256_step": (lambda: Segmenter(512, 0.5, 256), 2, 512),
