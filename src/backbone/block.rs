@@ -176,7 +176,7 @@ impl Block {
                 Site::Attention => self.attend(x, grid, &active, pass)?,
                 Site::Layer => self.whole(x, grid, &active, pass)?,
             };
-            added(y, x, adapter)
+            Bottleneck::add_any(adapter, y, x)
         };
         self.tuning.adapt(site, x, |number| self.streams(Purpose::Dropout, number, pass), run)
     }
@@ -221,7 +221,7 @@ impl Block {
         pass: &Pass,
         adapter: Option<&Bottleneck>,
     ) -> Result<Tensor> {
-        let Some(mlp) = &self.mlp else { return added(x.clone(), x, adapter) };
+        let Some(mlp) = &self.mlp else { return Bottleneck::add_any(adapter, x.clone(), x) };
         let mask = match active {
             Active::All => None,
             Active::Masked(mask) => Some(mask),
@@ -229,7 +229,7 @@ impl Block {
         };
         if self.drops(pass) {
             let y = ops::add(x, &self.dropped(mlp.forward(x, mask)?, 1, pass)?)?;
-            return added(y, x, adapter);
+            return Bottleneck::add_any(adapter, y, x);
         }
         mlp.sum(x, mask, adapter)
     }
@@ -299,14 +299,6 @@ fn gate(
     let scope = if dispatch.select.learns() { scope.clone() } else { scope.frozen() };
     let scope = scope.pp(format!("{}_token_select", site.name()));
     Dispatcher::new(dim, dispatch.initial_rate(), &scope).map(Gate::Scored)
-}
-
-/// y + what the `adapter` makes of x.
-fn added(y: Tensor, x: &Tensor, adapter: Option<&Bottleneck>) -> Result<Tensor> {
-    match adapter {
-        Some(adapter) => adapter.add(&y, x),
-        None => Ok(y),
-    }
 }
 
 /// The rows of `[B, N, C]` times their mask `[B, N]`.

@@ -56,6 +56,17 @@ impl Bottleneck {
         add(y, &self.forward(x)?)
     }
 
+    /// [`Bottleneck::add`] where there is one, else `y`.
+    ///
+    /// # Errors
+    /// As [`Bottleneck::add`].
+    pub fn add_any(adapter: Option<&Self>, y: Tensor, x: &Tensor) -> Result<Tensor> {
+        match adapter {
+            Some(adapter) => adapter.add(&y, x),
+            None => Ok(y),
+        }
+    }
+
     fn parameters(&self) -> [&Tensor; 4] {
         [&self.down.0, &self.down.1, &self.up.0, &self.up.1]
     }

@@ -72,7 +72,7 @@ impl MlpBranch {
             Output::Branch => y,
             Output::Sum => (x + y)?,
         };
-        with_adapter(y, x, adapter)
+        Bottleneck::add_any(adapter, y, x)
     }
 
     fn fused(
@@ -148,7 +148,7 @@ impl MlpBranch {
             let branch = self.composed(&rows.index_select(&ids, 0)?)?;
             rows.index_add(&ids, &branch, 0)?.reshape(x.shape())?
         };
-        with_adapter(y, x, adapter)
+        Bottleneck::add_any(adapter, y, x)
     }
 
     /// Images, tokens and channels of `x`.
@@ -190,12 +190,5 @@ impl MlpBranch {
             Some(gamma) => y.broadcast_mul(gamma),
             None => Ok(y),
         }
-    }
-}
-
-fn with_adapter(y: Tensor, x: &Tensor, adapter: Option<&Bottleneck>) -> Result<Tensor> {
-    match adapter {
-        Some(adapter) => adapter.add(&y, x),
-        None => Ok(y),
     }
 }

@@ -55,11 +55,11 @@ impl Adapter {
     pub(super) fn drawn(&self, x: &Tensor, streams: &mut [Stream]) -> Result<Bottleneck> {
         let (batch, tokens, _) = x.dims3()?;
         let shape = (batch, tokens, self.down.1.elem_count());
-        let factors = if self.dropout == 0.0 || streams.is_empty() {
-            None
-        } else {
+        let factors = if drops(self.dropout, streams) {
             let ones = Tensor::ones(shape, x.dtype(), x.device())?;
             Some(ops::dropout(&ones, self.dropout, streams)?)
+        } else {
+            None
         };
         let (down, up) = (self.down.clone(), self.up.clone());
         Ok(Bottleneck { down, up, scale: self.scale, factors })
@@ -68,5 +68,10 @@ impl Adapter {
 
 /// Dropout while training, the identity otherwise.
 pub(super) fn dropped(x: Tensor, p: f64, streams: &mut [Stream]) -> Result<Tensor> {
-    if p == 0.0 || streams.is_empty() { Ok(x) } else { ops::dropout(&x, p, streams) }
+    if drops(p, streams) { ops::dropout(&x, p, streams) } else { Ok(x) }
+}
+
+/// There are streams while training alone.
+fn drops(p: f64, streams: &[Stream]) -> bool {
+    p != 0.0 && !streams.is_empty()
 }
