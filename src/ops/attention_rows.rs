@@ -7,7 +7,7 @@ use super::attention_tiles::{Heads, Layer, forward};
 use super::branch::{add_bias, add_rows, check_rows, normalise, product};
 use super::host::values;
 use super::relative_position::PlaceTable;
-use super::rows::scratch;
+use super::rows::{scratch, zeros};
 use super::sequences::Sequences;
 use super::{AttentionBranch, count, layer_norm, linear};
 
@@ -43,7 +43,7 @@ impl AttentionBranch {
         };
         // The normalised rows are no longer needed: their buffer takes the attention's output.
         let lse = forward(Layer { qkv: &qkv, heads, sequences, padding, places }, &mut rows);
-        let mut y = vec![0.0; rows.len()];
+        let mut y = zeros(rows.len());
         product(&rows, &self.proj.0, &mut y)?;
         add_bias(&mut y, &self.proj.1, self.gamma.as_ref(), beside)?;
         Ok(Rows { y, qkv, lse })

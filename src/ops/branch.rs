@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::values;
 use super::layer_norm::Affine;
-use super::rows::for_row_blocks;
+use super::rows::{filled, for_row_blocks};
 use super::vector::vectorised;
 
 /// What a half block gives.
@@ -136,20 +136,16 @@ pub(crate) fn add_bias(
 /// Writes x + branch of the `active` rows, and x of the others; `branch` has the active rows alone, in their order.
 pub(crate) fn add_rows(x: &[f32], active: &[u32], branch: &[f32], channels: usize) -> Vec<f32> {
     let position = positions(active.iter().map(|&row| row as usize), x.len() / channels);
-    let mut y = vec![0.0; x.len()];
-    for_row_blocks(&mut y, channels, |first, block| {
-        for (i, y) in block.chunks_exact_mut(channels).enumerate() {
-            let x = &x[(first + i) * channels..][..channels];
-            match position[first + i] {
-                Some(at) => {
-                    let branch = &branch[at * channels..][..channels];
-                    y.iter_mut().zip(x).zip(branch).for_each(|((y, x), b)| *y = x + b);
-                }
-                None => y.copy_from_slice(x),
+    filled(x.len(), channels, |row, y| {
+        let x = &x[row * channels..][..channels];
+        match position[row] {
+            Some(at) => {
+                let branch = &branch[at * channels..][..channels];
+                y.iter_mut().zip(x).zip(branch).for_each(|((y, x), b)| *y = x + b);
             }
+            None => y.copy_from_slice(x),
         }
-    });
-    y
+    })
 }
 
 /// Where each of `rows` rows stands in the list.

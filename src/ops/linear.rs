@@ -6,7 +6,7 @@ use super::fresh::Fresh;
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::values;
 use super::product::linear_product;
-use super::rows::sum_rows;
+use super::rows::{filled, sum_rows, zeros};
 use super::{count, fusible};
 
 /// `x · weightᵀ + bias`; `x`: `[…, in]`, `weight`: `[out, in]`, `bias`: `[out]` → `[…, out]`.
@@ -68,7 +68,10 @@ fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: Vec<usize>) 
 pub(crate) fn product(x: &[f32], weight: &[f32], bias: Option<&[f32]>, width: usize) -> Vec<f32> {
     let (rows, out) = (x.len() / width.max(1), weight.len() / width.max(1));
     // The bias takes the place of zeros, so it costs no pass of its own.
-    let mut y = bias.map_or_else(|| vec![0.0; rows * out], |bias| bias.repeat(rows));
+    let mut y = match bias {
+        Some(bias) => filled(rows * out, out, |_, row| row.copy_from_slice(bias)),
+        None => zeros(rows * out),
+    };
     let beta = if bias.is_some() { 1.0 } else { 0.0 };
     let (x, weight) = (Mat::new(x, rows, width), Mat::new(weight, out, width));
     gemm(1.0, x, weight.t(), beta, MatMut::new(&mut y, rows, out), Threads::Pool);
@@ -79,7 +82,7 @@ pub(crate) fn product(x: &[f32], weight: &[f32], bias: Option<&[f32]>, width: us
 fn input_gradient(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     count("linear.backward");
     let ((out, width), rows) = (weight.dims2()?, rows_of(grad)?);
-    let mut dx = vec![0.0; rows * width];
+    let mut dx = zeros(rows * width);
     let (grad, weight) = (values(grad)?, values(weight)?);
     let (g, w) = (Mat::new(&grad, rows, out), Mat::new(&weight, out, width));
     gemm(1.0, g, w, 0.0, MatMut::new(&mut dx, rows, width), Threads::Pool);
@@ -89,7 +92,7 @@ fn input_gradient(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> 
 /// gᵀ · x, the gradient of the weight.
 fn weight_gradient(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let ((out, width), rows) = (weight.dims2()?, rows_of(grad)?);
-    let mut dw = vec![0.0; out * width];
+    let mut dw = zeros(out * width);
     let (grad, x) = (values(grad)?, values(x)?);
     let (g, x) = (Mat::new(&grad, rows, out), Mat::new(&x, rows, width));
     gemm(1.0, g.t(), x, 0.0, MatMut::new(&mut dw, out, width), Threads::Pool);

@@ -11,7 +11,7 @@ use super::branch::{
     Output, add_bias, add_rows, gradient_product, normalise, normalise_gradient, positions, product,
 };
 use super::host::values;
-use super::rows::{Scratch, for_row_blocks, scratch};
+use super::rows::{Scratch, for_row_blocks, scratch, zeros};
 use super::vector::{gelu, gelu_derivative, sum_of, vectorised};
 
 /// Rows whose hidden values exist at one time, at most: enough that packing the weights is a small part of a product, few enough
@@ -57,9 +57,9 @@ impl MlpBranch {
         let rows = x.len() / channels;
         let is_active = |row: usize| mask.is_none_or(|mask| mask[row] != 0.0);
         let active: Vec<usize> = (0..rows).filter(|&row| is_active(row)).collect();
-        let mut hidden = vec![0.0; if save.rows { active.len() * width } else { 0 }];
+        let mut hidden = zeros(if save.rows { active.len() * width } else { 0 });
         let mut kept = hidden.chunks_exact_mut(width);
-        let mut y = vec![0.0; x.len()];
+        let mut y = zeros(x.len());
         let size = block_of(rows);
         for (i, y) in y.chunks_mut(size * channels).enumerate() {
             let (first, count) = (i * size, y.len() / channels);
@@ -76,7 +76,7 @@ impl MlpBranch {
             if save.mask {
                 // The gradient of an active row's mask falls out of that of its hidden values.
                 shown = (0..rows).filter(|&row| !(save.rows && is_active(row))).collect();
-                outputs = vec![0.0; shown.len() * channels];
+                outputs = zeros(shown.len() * channels);
                 let row = |i: usize| &y[shown[i] * channels..][..channels];
                 let parts = outputs.par_chunks_exact_mut(channels).enumerate();
                 parts.for_each(|(i, output)| output.copy_from_slice(row(i)));
@@ -157,7 +157,7 @@ impl MlpBranch {
             let position = positions(saved.active.iter().copied(), rows);
             let dnormed = &*dnormed;
             let row = |i: usize| position[i].map(|at| &dnormed[at * channels..][..channels]);
-            let to = dx.insert(vec![0.0; x.len()]);
+            let to = dx.insert(zeros(x.len()));
             normalise_gradient(x, row, (&self.norm, self.eps), output.beside(grad), to)?;
         }
         Ok([dx, save.mask.then_some(dmask)])

@@ -1,6 +1,7 @@
 //! Loops over the rows of a matrix on all threads, and buffers that are reused.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 use rayon::prelude::*;
@@ -16,6 +17,30 @@ pub(crate) fn for_row_blocks(data: &mut [f32], width: usize, f: impl Fn(usize, &
     } else {
         data.par_chunks_mut(rows * width).enumerate().for_each(|(i, block)| f(i * rows, block));
     }
+}
+
+/// `len` values in pieces of `width` (the last may be shorter), all threads at once: `f(i, piece i)` is given zeros and leaves
+/// the values. The zeros are still in the cache when the values come.
+pub(crate) fn filled(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    let pieces = values.spare_capacity_mut()[..len].par_chunks_mut(width.max(1));
+    pieces.enumerate().for_each(|(i, piece)| {
+        piece.fill(MaybeUninit::new(0.0));
+        // SAFETY: every element has just been written.
+        #[allow(unsafe_code)]
+        f(i, unsafe { piece.assume_init_mut() });
+    });
+    // SAFETY: the pieces cover the first `len` elements, for which there is room.
+    #[allow(unsafe_code)]
+    unsafe {
+        values.set_len(len);
+    }
+    values
+}
+
+/// `len` zeros, written by all threads.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    filled(len, 1 << 18, |_, _| {})
 }
 
 /// Σ over `rows` rows of what `f(row, sums)` adds to `width` sums; on all threads, and the same result for any number of
@@ -114,6 +139,11 @@ mod tests {
             }
         });
         assert!(data.chunks(37).enumerate().all(|(i, row)| row.iter().all(|&v| v == i as f32)));
+        let again = filled(1000 * 37 - 5, 37, |first, row| {
+            assert!(row.iter().all(|v| *v == 0.0));
+            row.fill(first as f32);
+        });
+        assert!(again == data[..1000 * 37 - 5] && zeros(3) == [0.0; 3] && zeros(0).is_empty());
         // 0 + 1 + … + 299.
         assert_eq!(
             sum_rows(300, 2, |rows, sums| rows.for_each(|r| sums[1] += r as f32)),

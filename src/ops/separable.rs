@@ -1,11 +1,10 @@
 //! Maps under one sparse matrix per axis: what resizing and average pooling have in common.
 
 use candle_core::{Device, Result, Tensor};
-use rayon::prelude::*;
 
 use super::fresh::Fresh;
 use super::host::values;
-use super::rows::scratch;
+use super::rows::{filled, scratch};
 use super::vector::vectorised;
 use super::{count, fusible, gpu};
 
@@ -97,18 +96,17 @@ fn fused(x: &Tensor, rows: &Axis, columns: &Axis, onto: Option<&Tensor>) -> Resu
     count("separable");
     let (batch, channels, _, _) = x.dims4()?;
     let (x, onto) = (x.contiguous()?, onto.map(Tensor::contiguous).transpose()?);
-    let mut y = run(&values(&x)?, rows, columns);
-    if let Some(onto) = &onto {
-        let onto = values(onto)?;
-        y.par_iter_mut().zip(&*onto).with_min_len(1 << 15).for_each(|(y, onto)| *y += onto);
-    }
+    let y = {
+        let onto = onto.as_ref().map(values).transpose()?;
+        run(&values(&x)?, rows, columns, onto.as_deref())
+    };
     let inputs: Vec<&Tensor> = [&x].into_iter().chain(&onto).collect();
     let y = Fresh::on_cpu(y, (batch, channels, rows.rows.len(), columns.rows.len()));
     let (rows, columns) = (rows.clone(), columns.clone());
     y.with_gradient(&inputs, move |inputs, _, grad| {
         count("separable.backward");
         let dx = if inputs[0].track_op() {
-            let dx = run(&values(grad)?, &rows.transposed(), &columns.transposed());
+            let dx = run(&values(grad)?, &rows.transposed(), &columns.transposed(), None);
             Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)
         } else {
             None
@@ -230,21 +228,22 @@ impl Dense {
     }
 }
 
-/// Every plane of `x`; first along the axis that leaves less to do along the other.
-fn run(x: &[f32], rows: &Axis, columns: &Axis) -> Vec<f32> {
+/// Every plane of `x`, plus `onto`; first along the axis that leaves less to do along the other.
+fn run(x: &[f32], rows: &Axis, columns: &Axis, onto: Option<&[f32]>) -> Vec<f32> {
     let (height, width) = (rows.inputs, columns.inputs);
     let (rows, columns) = (Dense::new(rows), Dense::new(columns));
     let area = rows.outputs() * columns.outputs();
-    let planes = x.len() / (height * width);
-    let mut out = vec![0.0; planes * area];
+    let count = x.len() / (height * width);
     // Enough planes at a time to outweigh the start of a task.
     let planes = (1usize << 14).div_ceil(area + height * width);
-    let blocks = out.par_chunks_mut(planes * area).zip(x.par_chunks(planes * height * width));
-    blocks.for_each(|(out, x)| {
+    filled(count * area, planes * area, |i, out| {
+        let x = &x[i * planes * height * width..];
+        let onto = onto.map(|onto| &onto[i * planes * area..]);
         vectorised(
             #[inline(always)]
             || {
-                for (y, x) in out.chunks_exact_mut(area).zip(x.chunks_exact(height * width)) {
+                let maps = out.chunks_exact_mut(area).zip(x.chunks_exact(height * width));
+                for (map, (y, x)) in maps.enumerate() {
                     if rows.outputs() >= height {
                         let mut lines = scratch(height * columns.outputs());
                         for (line, x) in
@@ -262,9 +261,11 @@ fn run(x: &[f32], rows: &Axis, columns: &Axis) -> Vec<f32> {
                             columns.along(line, y);
                         }
                     }
+                    if let Some(onto) = onto {
+                        y.iter_mut().zip(&onto[map * area..]).for_each(|(y, onto)| *y += onto);
+                    }
                 }
             },
         );
-    });
-    out
+    })
 }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::ops::activation::{Activation, at_least};
 use crate::ops::count;
 use crate::ops::host::{slice, values};
+use crate::ops::rows::{filled, scratch};
 use crate::ops::vector::{sum_of, vectorised};
 use crate::world::World;
 
@@ -60,9 +61,7 @@ impl CustomOp3 for Fused {
             Source::Given(stats) => stats,
         };
         let (weight, bias) = (slice(weight, weight_layout)?, slice(bias, bias_layout)?);
-        let mut y = vec![0.0; map.values.len()];
-        map.for_planes(
-            &mut y,
+        let y = map.planes_of(
             #[inline(always)]
             |c, x, y| {
                 let (mean, bias) = (stats.mean[c], bias[c]);
@@ -110,10 +109,8 @@ impl CustomOp3 for Fused {
         let deviation = |c: usize| self.inverse_deviation(stats.var[c]);
         let dx = if x.track_op() {
             let weight = values(weight)?;
-            let mut dx = vec![0.0; xs.len()];
-            map.for_planes_with(
+            let dx = map.planes_with(
                 &upstream,
-                &mut dx,
                 #[inline(always)]
                 |c, x, g, dx| {
                     let (mean, scale) = (stats.mean[c], deviation(c) * weight[c]);
@@ -168,11 +165,10 @@ struct Upstream<'a> {
 impl Upstream<'_> {
     /// The gradient of one plane; `buffer` is used where it has to be masked.
     #[inline(always)]
-    fn plane<'a>(&'a self, plane: usize, area: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    fn plane<'a>(&'a self, plane: usize, area: usize, buffer: &'a mut [f32]) -> &'a [f32] {
         let grads = &self.grads[plane * area..][..area];
         let Some(outputs) = self.outputs else { return grads };
         let outputs = &outputs[plane * area..][..area];
-        buffer.resize(area, 0.0);
         for ((b, &g), &y) in buffer.iter_mut().zip(grads).zip(outputs) {
             *b = if y > 0.0 { g } else { 0.0 };
         }
@@ -252,7 +248,7 @@ impl Map<'_> {
     /// For every channel Σ g and Σ g·(x − mean).
     fn gradient_sums(&self, upstream: &Upstream, mean: &[f32]) -> Vec<(f64, f64)> {
         let of_channel = |channel: usize| {
-            let mut buffer = Vec::new();
+            let mut buffer = scratch(if upstream.outputs.is_some() { self.area } else { 0 });
             vectorised(
                 #[inline(always)]
                 || {
@@ -269,33 +265,30 @@ impl Map<'_> {
         (0..self.channels).into_par_iter().map(of_channel).collect()
     }
 
-    /// Calls `f(channel, plane, plane of out)` for every plane.
-    fn for_planes(&self, out: &mut [f32], f: impl Fn(usize, &[f32], &mut [f32]) + Sync) {
-        out.par_chunks_exact_mut(self.area)
-            .zip(self.values.par_chunks_exact(self.area))
-            .enumerate()
-            .for_each(|(plane, (out, x))| {
-                vectorised(
-                    #[inline(always)]
-                    || f(plane % self.channels, x, out),
-                );
-            });
-    }
-
-    /// [`Self::for_planes`] with the gradient of the output's plane.
-    fn for_planes_with(
-        &self,
-        upstream: &Upstream,
-        out: &mut [f32],
-        f: impl Fn(usize, &[f32], &[f32], &mut [f32]) + Sync,
-    ) {
-        let planes =
-            out.par_chunks_exact_mut(self.area).zip(self.values.par_chunks_exact(self.area));
-        planes.enumerate().for_each_init(Vec::new, |buffer, (plane, (out, x))| {
+    /// What `f(channel, plane, plane of the result)` makes of every plane.
+    fn planes_of(&self, f: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> Vec<f32> {
+        filled(self.values.len(), self.area, |plane, out| {
+            let x = &self.values[plane * self.area..][..self.area];
             vectorised(
                 #[inline(always)]
-                || f(plane % self.channels, x, upstream.plane(plane, self.area, buffer), out),
+                || f(plane % self.channels, x, out),
             );
-        });
+        })
+    }
+
+    /// [`Self::planes_of`] with the gradient of the output's plane.
+    fn planes_with(
+        &self,
+        upstream: &Upstream,
+        f: impl Fn(usize, &[f32], &[f32], &mut [f32]) + Sync,
+    ) -> Vec<f32> {
+        filled(self.values.len(), self.area, |plane, out| {
+            let x = &self.values[plane * self.area..][..self.area];
+            let mut buffer = scratch(if upstream.outputs.is_some() { self.area } else { 0 });
+            vectorised(
+                #[inline(always)]
+                || f(plane % self.channels, x, upstream.plane(plane, self.area, &mut buffer), out),
+            );
+        })
     }
 }
