@@ -1,78 +1,250 @@
-//! A 3×3 convolution of a map that was enlarged first, without the enlarged map.
+//! A 3×3 convolution of maps that lie side by side, those that are enlarged first without the enlarged maps.
 //!
 //! Mixing channels and bilinear resizing commute, so with up(·) the resizing and W_t the matrix of tap t
 //! `conv3x3(up(x)) = Σ_t shift_t(up(W_t · x))`: the product runs at the map's own size, a fraction 1/k² of the pixels, and
 //! what it gives is enlarged, shifted (zeros come in from beyond the edge) and added.
 
-use candle_core::{Device, Result, Tensor, bail};
+use std::borrow::Cow;
+use std::ops::Range;
+
+use candle_core::{Device, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::conv2d::Geometry;
-use super::fresh::Fresh;
+use super::conv2d::{Geometry, transpose};
+use super::epilogue::Epilogue;
+use super::fresh::{Fresh, bundle};
 use super::host::values;
 use super::resize::{Interpolation, axis};
-use super::rows::scratch;
+use super::rows::{filled, scratch, zeros};
 use super::separable::{Axis, Dense, Taps};
 use super::vector::vectorised;
-use super::{Conv2d, add, conv2d, count, fusible, resize_bilinear};
+use super::{BatchNorm, Conv2d, NormMode, conv2d, count, fusible, resize_bilinear};
 
-/// `conv2d(resize_bilinear(x, size), weight)` with padding 1, added to `onto`: `x` `[B, C, h, w]`, `weight` `[O, C, 3, 3]` →
-/// `[B, O, H, W]`.
+/// `conv2d(cat(resize_bilinear(part, size) for each part), weight)` with padding 1; the `parts` `[B, Cᵢ, hᵢ, wᵢ]`, `weight`
+/// `[O, Σ Cᵢ, 3, 3]` → `[B, O, H, W]`.
 ///
 /// # Errors
 /// If the shapes do not fit together or a side is 0.
-pub fn conv3x3_of_resized(
-    x: &Tensor,
+pub fn conv3x3_joined(
+    parts: &[Tensor],
     weight: &Tensor,
     size: (usize, usize),
-    onto: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (batch, channels, height, width) = x.dims4()?;
-    let (outputs, _, _, _) = weight.dims4()?;
-    if let Some(onto) = onto.filter(|onto| onto.dims() != [batch, outputs, size.0, size.1]) {
-        bail!("conv_of_resized: {outputs} maps of {size:?} do not add to {:?}", onto.dims());
-    }
-    if mixes_before_resizing((height, width), size)
-        && fusible(&[x, weight])
-        && onto.is_none_or(|onto| fusible(&[onto]))
-    {
-        let taps = weight.permute((0, 2, 3, 1))?.reshape((9 * outputs, channels, 1, 1))?;
-        return fused(x, &taps, Spread::new((height, width), size), onto);
-    }
-    let y = conv2d(&resize_bilinear(x, size)?, weight, None, Conv2d::same(3))?;
-    match onto {
-        Some(onto) => add(onto, &y),
-        None => Ok(y),
+    match Joined::new(parts, weight, size)? {
+        Some(joined) => joined.tensor(weight),
+        None => composed(parts, weight, size),
     }
 }
 
-/// `taps`: `[O · 9, C, 1, 1]`. The mixed maps are not kept: they have nine times the output's channels.
-fn fused(x: &Tensor, taps: &Tensor, spread: Spread, onto: Option<&Tensor>) -> Result<Tensor> {
-    count("conv_of_resized");
-    let (x, taps) = (x.contiguous()?, taps.contiguous()?);
-    let onto = onto.map(Tensor::contiguous).transpose()?;
-    let mix = Geometry::new(x.shape(), taps.shape(), Conv2d::default())?;
-    let y = {
-        let onto = onto.as_ref().map(values).transpose()?;
-        spread.spread(&mix.forward(&values(&x)?, &values(&taps)?, None), onto.as_deref())
-    };
-    let (batch, outputs) = (x.dim(0)?, taps.dim(0)? / 9);
-    let inputs: Vec<&Tensor> = [&x, &taps].into_iter().chain(&onto).collect();
-    let y = Fresh::on_cpu(y, (batch, outputs, spread.to.0, spread.to.1));
-    y.with_gradient(&inputs, move |inputs, _, grad| {
-        count("conv_of_resized.backward");
-        let mixed = spread.gather(&values(grad)?);
-        let gradient = |(i, input): (usize, &&Tensor)| {
-            let values = match i {
-                _ if !input.track_op() => return Ok(None),
-                0 => mix.input_gradient(&values(inputs[1])?, &mixed, None),
-                1 => mix.weight_gradient(&values(inputs[0])?, &mixed),
-                _ => return Ok(Some(grad.clone())),
-            };
-            Tensor::from_vec(values, input.shape(), &Device::Cpu).map(Some)
+/// [`conv3x3_joined`], the batch norm and a ReLU, in one pass as [`conv2d_norm_relu`](super::conv2d_norm_relu).
+///
+/// # Errors
+/// As [`conv3x3_joined`] and [`BatchNorm::forward`].
+pub fn conv3x3_joined_norm_relu(
+    parts: &[Tensor],
+    weight: &Tensor,
+    size: (usize, usize),
+    (norm, mode): (&BatchNorm, NormMode),
+) -> Result<Tensor> {
+    let all: Vec<&Tensor> = parts.iter().chain([weight]).collect();
+    if let Some(folded) = norm.folded(mode, &all)?
+        && let Some(joined) = Joined::new(parts, weight, size)?
+        && norm.weight.elem_count() == joined.outputs
+    {
+        count("conv_of_resized.norm_relu");
+        let weight = weight.contiguous()?;
+        let y = joined.forward(&values(&weight)?, folded.with_relu())?;
+        return Ok(Fresh::on_cpu(y, joined.shape()).tensor());
+    }
+    norm.forward_relu(&conv3x3_joined(parts, weight, size)?, mode)
+}
+
+/// Enlarged, side by side, convolved.
+fn composed(parts: &[Tensor], weight: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    let whole = parts.iter().map(|part| resize_bilinear(part, size)).collect::<Result<Vec<_>>>()?;
+    conv2d(&Tensor::cat(&whole, 1)?, weight, None, Conv2d::same(3))
+}
+
+/// All parts, each with its way.
+struct Joined {
+    /// Those of the full size come first.
+    parts: Vec<Part>,
+    batch: usize,
+    /// Channels of all parts together.
+    inputs: usize,
+    outputs: usize,
+    size: (usize, usize),
+}
+
+/// A map, contiguous.
+struct Part {
+    x: Tensor,
+    /// Its channels among those of the weight.
+    channels: Range<usize>,
+    /// From its channels to those of the output, or to nine maps for each.
+    mix: Geometry,
+    /// How nine maps become one; `None` for a map of the full size.
+    spread: Option<Spread>,
+}
+
+impl Joined {
+    /// `None` where the fused form does not run.
+    fn new(parts: &[Tensor], weight: &Tensor, size: (usize, usize)) -> Result<Option<Self>> {
+        let (outputs, inputs, kh, kw) = weight.dims4()?;
+        let channels = parts.iter().map(|part| part.dim(1)).sum::<Result<usize>>()?;
+        let Some(batch) = parts.first().map(|part| part.dim(0)).transpose()? else {
+            bail!("conv_of_resized: there are no parts")
         };
-        inputs.iter().enumerate().map(gradient).collect()
-    })
+        if (kh, kw) != (3, 3) || channels != inputs {
+            bail!(
+                "conv_of_resized: parts of {channels} channels in all do not fit a weight {:?}",
+                weight.dims()
+            );
+        }
+        let all: Vec<&Tensor> = parts.iter().chain([weight]).collect();
+        if !fusible(&all) || parts.iter().any(|part| part.elem_count() == 0) {
+            return Ok(None);
+        }
+        let (mut first, mut ways) = (0, Vec::new());
+        for part in parts {
+            let (images, channels, height, width) = part.dims4()?;
+            if images != batch {
+                bail!("conv_of_resized: parts of {batch} and of {images} images");
+            }
+            let small = mixes_before_resizing((height, width), size);
+            let x = if small { part.clone() } else { resize_bilinear(part, size)? };
+            let (kernel, conv) =
+                if small { (1, Conv2d::default()) } else { (3, Conv2d::same(3)) };
+            let maps = if small { 9 * outputs } else { outputs };
+            let kernel = Shape::from((maps, channels, kernel, kernel));
+            ways.push(Part {
+                mix: Geometry::new(x.shape(), &kernel, conv)?,
+                x: x.contiguous()?,
+                channels: first..first + channels,
+                spread: small.then(|| Spread::new((height, width), size)),
+            });
+            first += channels;
+        }
+        ways.sort_by_key(|part| part.spread.is_some());
+        Ok(Some(Self { parts: ways, batch, inputs, outputs, size }))
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::from((self.batch, self.outputs, self.size.0, self.size.1))
+    }
+
+    /// The output with its gradients; mixed maps are not kept, as they have nine times its channels.
+    fn tensor(self, weight: &Tensor) -> Result<Tensor> {
+        count("conv_of_resized");
+        let weight = weight.contiguous()?;
+        let y = self.forward(&values(&weight)?, Epilogue::bias(None))?;
+        let y = Fresh::on_cpu(y, self.shape());
+        let mut xs: Vec<Tensor> = self.parts.iter().map(|part| part.x.clone()).collect();
+        let rest = xs.split_off(1);
+        let rest = if rest.is_empty() { None } else { Some(bundle(&rest)?) };
+        let inputs: Vec<&Tensor> = xs.iter().chain([&weight]).chain(&rest).collect();
+        y.with_gradient(&inputs, move |inputs, _, grad| {
+            count("conv_of_resized.backward");
+            let wanted = (inputs[0].track_op(), inputs.get(2).is_some_and(|rest| rest.track_op()));
+            let wanted = |i: usize| if i == 0 { wanted.0 } else { wanted.1 };
+            let trained = inputs[1].track_op();
+            let (dxs, dw) =
+                self.gradients(&values(inputs[1])?, &values(grad)?, (wanted, trained))?;
+            let tensor = |v: Option<Vec<f32>>, like: &Tensor| {
+                v.map(|v| Tensor::from_vec(v, like.shape(), &Device::Cpu)).transpose()
+            };
+            let [first, rest] = dxs;
+            let found = [first, dw, rest].into_iter().zip(inputs);
+            found.map(|(gradient, input)| tensor(gradient, input)).collect()
+        })
+    }
+
+    /// `weight` `[O, Σ Cᵢ, 3, 3]`.
+    fn forward(&self, weight: &[f32], epilogue: Epilogue) -> Result<Vec<f32>> {
+        let mut sum: Option<Vec<f32>> = None;
+        let nothing = Epilogue::bias(None);
+        for (i, part) in self.parts.iter().enumerate() {
+            let then = if i + 1 == self.parts.len() { epilogue } else { nothing };
+            let x = values(&part.x)?;
+            let matrix = self.matrix(part, weight);
+            match (&part.spread, &mut sum) {
+                (None, None) => sum = Some(part.mix.forward(&x, &matrix, then)),
+                (None, Some(sum)) => {
+                    let y = part.mix.forward(&x, &matrix, nothing);
+                    let area = self.size.0 * self.size.1;
+                    let planes = sum.par_chunks_mut(area).zip(y.par_chunks(area)).enumerate();
+                    planes.for_each(|(plane, (sum, y))| {
+                        let finish = then.of(plane % self.outputs);
+                        sum.iter_mut().zip(y).for_each(|(sum, y)| *sum = finish.of(*sum + y));
+                    });
+                }
+                (Some(spread), sum) => {
+                    let mixed = part.mix.forward(&x, &matrix, nothing);
+                    let sum = sum.get_or_insert_with(|| zeros(self.shape().elem_count()));
+                    spread.spread(&mixed, sum, (then, self.outputs));
+                }
+            }
+        }
+        Ok(sum.unwrap_or_default())
+    }
+
+    /// The part's share of the weight `[O, Σ Cᵢ, 3, 3]`: `[O, Cᵢ, 3, 3]`, or of one that is mixed first `[O · 9, Cᵢ]`.
+    fn matrix<'a>(&self, part: &Part, weight: &'a [f32]) -> Cow<'a, [f32]> {
+        let channels = part.channels.len();
+        if part.spread.is_none() && channels == self.inputs {
+            return Cow::Borrowed(weight);
+        }
+        let of_output = |o: usize, to: &mut [f32]| {
+            let from = &weight[(o * self.inputs + part.channels.start) * 9..][..9 * channels];
+            match part.spread {
+                Some(_) => transpose(from, 9, (channels, 9), to),
+                None => to.copy_from_slice(from),
+            }
+        };
+        Cow::Owned(filled(self.outputs * channels * 9, channels * 9, of_output))
+    }
+
+    /// The gradients of the first part, of all others one after the other, and of the weight, as far as they are wanted.
+    #[allow(clippy::type_complexity)]
+    fn gradients(
+        &self,
+        weight: &[f32],
+        grad: &[f32],
+        (wanted, trained): (impl Fn(usize) -> bool, bool),
+    ) -> Result<([Option<Vec<f32>>; 2], Option<Vec<f32>>)> {
+        let mut dxs: [Option<Vec<f32>>; 2] = [None, None];
+        let mut dw = if trained { zeros(weight.len()) } else { Vec::new() };
+        for (i, part) in self.parts.iter().enumerate() {
+            let gathered = part.spread.as_ref().map(|spread| spread.gather(grad));
+            let grad = gathered.as_deref().unwrap_or(grad);
+            if wanted(i) {
+                let matrix = self.matrix(part, weight);
+                let dx = part.mix.input_gradient(&matrix, grad, Epilogue::bias(None));
+                match &mut dxs[i.min(1)] {
+                    Some(all) => all.extend(dx),
+                    none => *none = Some(dx),
+                }
+            }
+            if trained {
+                let dmatrix = part.mix.weight_gradient(&values(&part.x)?, grad);
+                self.place(part, &dmatrix, &mut dw);
+            }
+        }
+        Ok((dxs, trained.then_some(dw)))
+    }
+
+    /// The transpose of [`Self::matrix`].
+    fn place(&self, part: &Part, from: &[f32], weight: &mut [f32]) {
+        let channels = part.channels.len();
+        let rows = weight.par_chunks_exact_mut(9 * self.inputs).zip(from.par_chunks(9 * channels));
+        rows.for_each(|(to, from)| {
+            let to = &mut to[9 * part.channels.start..][..9 * channels];
+            match part.spread {
+                Some(_) => transpose(from, channels, (9, channels), to),
+                None => to.copy_from_slice(from),
+            }
+        });
+    }
 }
 
 /// Whether nine products at the size `from` cost clearly less than the convolution at the size `to`.
@@ -105,16 +277,14 @@ impl Spread {
         Self { rows: shifted(from.0, to.0), columns: shifted(from.1, to.1), from, to }
     }
 
-    fn spread(&self, x: &[f32], onto: Option<&[f32]>) -> Vec<f32> {
+    /// Adds to `out`, whose maps are done then, `outputs` of them an image.
+    fn spread(&self, x: &[f32], out: &mut [f32], (then, outputs): (Epilogue, usize)) {
         let (small, large) = (self.from.0 * self.from.1, self.to.0 * self.to.1);
         let (rows, columns) =
             (self.rows.each_ref().map(Dense::new), self.columns.each_ref().map(Dense::new));
-        let mut out = vec![0.0; x.len() / (9 * small) * large];
         let maps = out.par_chunks_exact_mut(large).zip(x.par_chunks_exact(9 * small)).enumerate();
         maps.for_each(|(map, (out, x))| {
-            if let Some(onto) = onto {
-                out.copy_from_slice(&onto[map * large..][..large]);
-            }
+            let finish = then.of(map % outputs);
             vectorised(
                 #[inline(always)]
                 || {
@@ -134,10 +304,12 @@ impl Spread {
                             out.iter_mut().zip(&*part).for_each(|(out, part)| *out += part);
                         }
                     }
+                    if !then.is_nothing() {
+                        out.iter_mut().for_each(|v| *v = finish.of(*v));
+                    }
                 },
             );
         });
-        out
     }
 
     /// The transpose of [`Self::spread`].
@@ -145,9 +317,8 @@ impl Spread {
         let (small, large) = (self.from.0 * self.from.1, self.to.0 * self.to.1);
         let rows = self.rows.each_ref().map(Dense::new);
         let columns = self.columns.each_ref().map(|axis| Dense::new(&axis.transposed()));
-        let mut out = vec![0.0; grad.len() / large * 9 * small];
-        out.par_chunks_exact_mut(9 * small).zip(grad.par_chunks_exact(large)).for_each(
-            |(out, grad)| {
+        filled(grad.len() / large * 9 * small, 9 * small, |map, out| {
+                let grad = &grad[map * large..][..large];
                 vectorised(
                     #[inline(always)]
                     || {
@@ -168,9 +339,7 @@ impl Spread {
                         }
                     },
                 );
-            },
-        );
-        out
+        })
     }
 }
 
@@ -181,46 +350,77 @@ mod tests {
     use crate::ops::kernel_calls;
     use crate::ops::twin::{assert_twins, random};
 
+    /// Parts of two images, four channels the first, one more each of the next, and five outputs.
+    fn inputs(sizes: &[(usize, usize)]) -> Result<Vec<Tensor>> {
+        let part = |(i, size): (usize, &(usize, usize))| {
+            random(&[2, 4 + i, size.0, size.1], 1 + i as u64)
+        };
+        let mut inputs = sizes.iter().enumerate().map(part).collect::<Result<Vec<_>>>()?;
+        let channels = inputs.iter().map(|part| part.dim(1)).sum::<Result<usize>>()?;
+        inputs.push(random(&[5, channels, 3, 3], 9)?);
+        Ok(inputs)
+    }
+
+    fn joined(t: &[Tensor], size: (usize, usize)) -> Result<Tensor> {
+        let (weight, parts) = t.split_last().expect("a weight");
+        conv3x3_joined(parts, weight, size)
+    }
+
     #[test]
-    fn it_is_the_convolution_of_the_enlarged_map() -> Result<()> {
-        // Twice, by an odd ratio along each axis, eightfold, from the single pixel of a pooled map, to a single row.
-        let sizes = [
-            ((8, 8), (16, 16)),
-            ((5, 7), (19, 30)),
-            ((3, 2), (24, 16)),
-            ((1, 1), (9, 6)),
-            ((1, 2), (1, 5)),
+    fn it_is_the_convolution_of_the_enlarged_maps() -> Result<()> {
+        // Twice, by an odd ratio along each axis, eightfold, from the single pixel of a pooled map, to a single row; one that
+        // hardly grows; as a fuse convolution has them, out of order, as pyramid pooling has them.
+        let cases: [(&[(usize, usize)], _); 8] = [
+            (&[(8, 8)], (16, 16)),
+            (&[(5, 7)], (19, 30)),
+            (&[(3, 2)], (24, 16)),
+            (&[(1, 1)], (9, 6)),
+            (&[(1, 2)], (1, 5)),
+            (&[(8, 8)], (9, 9)),
+            (&[(4, 4), (16, 12), (8, 6), (15, 12), (2, 2)], (16, 12)),
+            (&[(9, 9), (1, 1), (2, 2), (3, 3), (6, 6)], (9, 9)),
         ];
-        for (from, to) in sizes {
-            let inputs = [random(&[2, 6, from.0, from.1], 1)?, random(&[5, 6, 3, 3], 2)?];
-            assert_twins("conv_of_resized", 1e-5, &inputs, |t| {
-                conv3x3_of_resized(&t[0], &t[1], to, None)
-            })?;
-            let inputs = [&inputs[..], &[random(&[2, 5, to.0, to.1], 3)?]].concat();
-            assert_twins("conv_of_resized", 1e-5, &inputs, |t| {
-                conv3x3_of_resized(&t[0], &t[1], to, Some(&t[2]))
-            })?;
+        for (parts, size) in cases {
+            let inputs = inputs(parts)?;
+            assert_twins("conv_of_resized", 1e-5, &inputs, |t| joined(t, size))?;
+            // Frozen but for the last part and the weight.
+            let (frozen, rest) = inputs.split_at(inputs.len().saturating_sub(2));
+            assert_twins("conv_of_resized", 1e-5, rest, |t| joined(&[frozen, t].concat(), size))?;
         }
         Ok(())
     }
 
     #[test]
     fn at_real_width_it_stays_within_rounding() -> Result<()> {
-        let inputs = [random(&[1, 768, 9, 11], 1)?, (random(&[64, 768, 3, 3], 2)? * 0.02)?];
-        assert_twins("conv_of_resized", 1e-5, &inputs, |t| {
-            conv3x3_of_resized(&t[0], &t[1], (18, 23), None)
-        })
+        let inputs = [
+            random(&[1, 768, 18, 23], 1)?,
+            random(&[1, 768, 9, 11], 2)?,
+            (random(&[64, 1536, 3, 3], 3)? * 0.02)?,
+        ];
+        assert_twins("conv_of_resized", 1e-5, &inputs, |t| joined(t, (18, 23)))
     }
 
     #[test]
-    fn a_map_that_hardly_grows_is_enlarged_first() -> Result<()> {
-        let (x, weight) = (random(&[1, 4, 8, 8], 1)?, random(&[4, 4, 3, 3], 2)?);
-        let before = kernel_calls("conv_of_resized");
-        let y = conv3x3_of_resized(&x, &weight, (9, 9), None)?;
-        let twice = conv3x3_of_resized(&x, &weight, (9, 9), Some(&y))?;
-        assert!(relative_difference(&twice, &(&y * 2.0)?)? < 1e-6);
-        assert!(conv3x3_of_resized(&x, &weight, (8, 9), Some(&y)).is_err());
-        assert_eq!((y.dims(), kernel_calls("conv_of_resized")), (&[1usize, 4, 9, 9][..], before));
+    fn what_does_not_fit_is_refused() -> Result<()> {
+        let mut inputs = inputs(&[(4, 4), (2, 2)])?;
+        assert!(joined(&inputs[1..], (4, 4)).is_err() && joined(&inputs[2..], (4, 4)).is_err());
+        inputs[1] = random(&[1, 5, 2, 2], 1)?;
+        assert!(joined(&inputs, (4, 4)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_norm_is_folded_where_no_gradient_is_wanted() -> Result<()> {
+        let inputs = inputs(&[(12, 12), (6, 6), (3, 3)])?;
+        let norm = crate::ops::map_tests::trained_norm(5)?;
+        let (weight, parts) = inputs.split_last().expect("a weight");
+        let apart = conv3x3_joined(parts, weight, (12, 12))?;
+        let apart = norm.forward_relu(&apart, NormMode::Running)?;
+        let before = kernel_calls("conv_of_resized.norm_relu");
+        let folded =
+            conv3x3_joined_norm_relu(parts, weight, (12, 12), (&norm, NormMode::Running))?;
+        assert_eq!(kernel_calls("conv_of_resized.norm_relu"), before + 1);
+        assert!(relative_difference(&folded, &apart)? < 1e-5);
         Ok(())
     }
 }

@@ -4,10 +4,12 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::conv2d::{Conv2d, Geometry, channel_sums};
+use super::epilogue::Epilogue;
+use super::fresh::Fresh;
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::{slice, values};
 use super::product::rounded;
-use super::{count, fusible};
+use super::{BatchNorm, NormMode, count, fusible};
 
 /// Transposed convolution of `x` `[B, C, H, W]` with `weight` `[C, O, 2, 2]` and `bias` `[O]` → `[B, O, 2H, 2W]`.
 ///
@@ -24,8 +26,7 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
     if fusible(&inputs) {
         let map = Shape::from((batch, outputs, 2 * height, 2 * width));
-        let op =
-            Fused(Geometry::new(&map, weight.shape(), Conv2d { stride: 2, ..Conv2d::default() })?);
+        let op = Fused(adjoint(&map, weight)?);
         let (x, weight) = (x.contiguous()?, weight.contiguous()?);
         return match bias {
             Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
@@ -37,6 +38,39 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
         Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(out),
     }
+}
+
+/// [`conv_transpose2x2`], the batch norm and a ReLU, in one pass as [`conv2d_norm_relu`](super::conv2d_norm_relu).
+///
+/// # Errors
+/// As [`conv_transpose2x2`] and [`BatchNorm::forward`].
+pub fn conv_transpose2x2_norm_relu(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    (norm, mode): (&BatchNorm, NormMode),
+) -> Result<Tensor> {
+    let ((batch, inputs, height, width), outputs) = (x.dims4()?, weight.dim(1)?);
+    let fits = weight.dims() == [inputs, outputs, 2, 2]
+        && [bias, &norm.weight].iter().all(|t| t.elem_count() == outputs);
+    match norm.folded(mode, &[x, weight, bias])? {
+        Some(folded) if fits => {
+            count("conv_transpose2x2.norm_relu");
+            let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
+            let folded = folded.after_bias(&values(&bias)?);
+            let map = Shape::from((batch, outputs, 2 * height, 2 * width));
+            let geometry = adjoint(&map, &weight)?;
+            let y =
+                geometry.input_gradient(&values(&weight)?, &values(&x)?, folded.with_relu());
+            Ok(Fresh::on_cpu(y, map).tensor())
+        }
+        _ => norm.forward_relu(&conv_transpose2x2(x, weight, Some(bias))?, mode),
+    }
+}
+
+/// The convolution that takes the enlarged `map` back.
+fn adjoint(map: &Shape, weight: &Tensor) -> Result<Geometry> {
+    Geometry::new(map, weight.shape(), Conv2d { stride: 2, ..Conv2d::default() })
 }
 
 /// The transposed convolution that `weight` `[C, D, 2, 2]` and `bias` `[D]` followed by the 1×1 convolution `mix`
@@ -162,7 +196,7 @@ struct Fused(Geometry);
 impl Fused {
     fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
         count("conv_transpose2x2");
-        (CpuStorage::F32(self.0.input_gradient(weight, x, bias)), self.0.input_shape())
+        (CpuStorage::F32(self.0.input_gradient(weight, x, Epilogue::bias(bias))), self.0.input_shape())
     }
 
     fn backward(
@@ -175,7 +209,7 @@ impl Fused {
         let grad = values(grad)?;
         let mut gradients = (None, None);
         if x.track_op() {
-            let dx = self.0.forward(&grad, &values(weight)?, None);
+            let dx = self.0.forward(&grad, &values(weight)?, Epilogue::bias(None));
             gradients.0 = Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?);
         }
         if weight.track_op() {

@@ -63,6 +63,28 @@ impl Fresh {
     }
 }
 
+/// What stands for the values of `tensors` one after the other and holds none of them: one input of an operation that has more
+/// of them than candle knows operations for. The gradient that it is given goes on to them.
+pub(super) fn bundle(tensors: &[Tensor]) -> Result<Tensor> {
+    let (own, rest) = tensors.split_at(tensors.len().min(2));
+    let mut inputs: Vec<&Tensor> = own.iter().collect();
+    let rest = match rest {
+        [] | [_] => rest.first().cloned(),
+        _ => Some(bundle(rest)?),
+    };
+    inputs.extend(&rest);
+    let count: usize = inputs.iter().map(|t| t.elem_count()).sum();
+    Fresh::on_cpu(Vec::new(), count).with_gradient(&inputs, |inputs, _, grad| {
+        let mut first = 0;
+        let part = |input: &&Tensor| {
+            let part = grad.narrow(0, first, input.elem_count())?.reshape(input.shape())?;
+            first += input.elem_count();
+            Ok(Some(part))
+        };
+        inputs.iter().map(part).collect()
+    })
+}
+
 /// An operation of candle's graph whose output is there already.
 struct Node {
     fresh: Mutex<Option<Fresh>>,

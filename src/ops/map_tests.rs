@@ -290,13 +290,53 @@ fn fused_max_pooling_equals_the_composed_one() -> Result<()> {
     Ok(())
 }
 
+/// A norm whose parameters and statistics are not what they start as, and which wants no gradient.
+pub(super) fn trained_norm(channels: usize) -> Result<BatchNorm> {
+    let norm = batch_norm(channels, DType::F32)?;
+    norm.running_mean.set(&random(&[channels], 4)?)?;
+    norm.running_var.set(&(random(&[channels], 5)?.sqr()? + 0.1)?)?;
+    Ok(BatchNorm { weight: random(&[channels], 6)?, bias: random(&[channels], 7)?, ..norm })
+}
+
+#[test]
+fn norms_are_folded_into_convolutions_where_no_gradient_is_wanted() -> Result<()> {
+    let mode = NormMode::Running;
+    // By products of taps, by Winograd, by one product, by products of patches, by phases.
+    let cases = [
+        (&[2, 6, 7, 9], &[5, 6, 3, 3], Conv2d::same(3)),
+        (&[1, 32, 40, 37], &[30, 32, 3, 3], Conv2d::same(3)),
+        (&[2, 6, 7, 9], &[5, 6, 1, 1], Conv2d::default()),
+        (&[2, 6, 8, 8], &[5, 6, 2, 2], Conv2d { stride: 2, ..Conv2d::default() }),
+        (&[2, 6, 8, 9], &[5, 6, 3, 3], Conv2d { stride: 2, padding: 1, ..Conv2d::default() }),
+    ];
+    for (x, weight, conv) in cases {
+        let (x, weight, norm) = (random(x, 1)?, random(weight, 2)?, trained_norm(weight[0])?);
+        let before = kernel_calls("conv2d.norm_relu");
+        let folded = conv2d_norm_relu(&x, &weight, conv, (&norm, mode))?;
+        assert_eq!(kernel_calls("conv2d.norm_relu"), before + 1);
+        let apart = norm.forward_relu(&conv2d(&x, &weight, None, conv)?, mode)?;
+        assert!(gradcheck::relative_difference(&folded, &apart)? < 1e-5);
+        // With a gradient it is the two of them.
+        let weight = Var::from_tensor(&weight)?;
+        let tracked = conv2d_norm_relu(&x, &weight, conv, (&norm, mode))?;
+        assert!(tracked.track_op() && kernel_calls("conv2d.norm_relu") == before + 1);
+        assert!(gradcheck::relative_difference(&tracked, &apart)? < 1e-5);
+    }
+    let (x, weight, bias) = (random(&[2, 6, 4, 5], 1)?, random(&[6, 5, 2, 2], 2)?, random(&[5], 3)?);
+    let norm = trained_norm(5)?;
+    let folded = conv_transpose2x2_norm_relu(&x, &weight, &bias, (&norm, mode))?;
+    let apart = norm.forward_relu(&conv_transpose2x2(&x, &weight, Some(&bias))?, mode)?;
+    assert!(gradcheck::relative_difference(&folded, &apart)? < 1e-5);
+    let wrong = trained_norm(4)?;
+    assert!(conv_transpose2x2_norm_relu(&x, &weight, &bias, (&wrong, mode)).is_err());
+    Ok(())
+}
+
 #[test]
 fn fused_batch_norm_equals_the_composed_one() -> Result<()> {
     let x = ((random(&[3, 768, 7, 5], 1)? * 2.0)? + 3.0)?;
     let inputs = [x, random(&[768], 2)?, random(&[768], 3)?];
-    let norm = batch_norm(768, DType::F32)?;
-    norm.running_mean.set(&random(&[768], 4)?)?;
-    norm.running_var.set(&(random(&[768], 5)?.sqr()? + 0.1)?)?;
+    let norm = trained_norm(768)?;
     let with =
         |t: &[Tensor]| BatchNorm { weight: t[1].clone(), bias: t[2].clone(), ..norm.clone() };
     for mode in [NormMode::Batch { update: false, world: World::SINGLE }, NormMode::Running] {

@@ -21,6 +21,7 @@ mod conv2d;
 mod conv_of_resized;
 mod conv_transpose;
 mod dropout;
+mod epilogue;
 pub(crate) mod flat;
 mod fresh;
 mod gelu;
@@ -70,9 +71,11 @@ pub use bottleneck::Bottleneck;
 pub use box_decode::decode_boxes;
 pub use clip_conv::clip_conv;
 pub use clip_correlation::clip_correlation;
-pub use conv_of_resized::{conv3x3_of_resized, mixes_before_resizing};
-pub use conv_transpose::{conv_transpose2x2, mix_deconvolution, mixing_first_pays};
-pub use conv2d::{Conv2d, conv2d};
+pub use conv_of_resized::{conv3x3_joined, conv3x3_joined_norm_relu, mixes_before_resizing};
+pub use conv_transpose::{
+    conv_transpose2x2, conv_transpose2x2_norm_relu, mix_deconvolution, mixing_first_pays,
+};
+pub use conv2d::{Conv2d, conv2d, conv2d_norm_relu};
 pub use dropout::{drop_path, dropout};
 pub use gelu::gelu;
 pub use gpu::Stopwatch;

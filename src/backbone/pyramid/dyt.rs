@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{self, Conv2d};
+use crate::ops::{self, BatchNorm, Conv2d, NormMode};
 use crate::params::{Init, Scope};
 
 /// Four taps of stride p → maps of strides p/4, p/2, p and 2p, all as wide as a token.
@@ -42,32 +42,32 @@ impl Level {
         }
     }
 
-    /// The level after the 1×1 convolution `mix` `[O, C, 1, 1]`: `[B, O, h, w]`. Where that saves arithmetic, the level is
-    /// enlarged and mixed in one step.
+    /// The level after the 1×1 convolution `mix` `[O, C, 1, 1]`, the batch norm and a ReLU: `[B, O, h, w]`. Where that saves
+    /// arithmetic, the level is enlarged and mixed in one step.
     ///
     /// # Errors
     /// If the channels differ.
-    pub fn mixed(&self, mix: &Tensor) -> Result<Tensor> {
+    pub fn mixed_norm_relu(&self, mix: &Tensor, norm: (&BatchNorm, NormMode)) -> Result<Tensor> {
         if let Self::Deconvolution { x, weight, bias } = self {
             let (_, inputs, height, width) = x.dims4()?;
             let channels = [inputs, weight.dim(1)?, mix.dim(0)?];
             if ops::mixing_first_pays(height * width, channels) {
                 let (weight, bias) = ops::mix_deconvolution(weight, bias, mix)?;
-                return ops::conv_transpose2x2(x, &weight, Some(&bias));
+                return ops::conv_transpose2x2_norm_relu(x, &weight, &bias, norm);
             }
         }
-        ops::conv2d(&self.map()?, mix, None, Conv2d::default())
+        ops::conv2d_norm_relu(&self.map()?, mix, Conv2d::default(), norm)
     }
 }
 
 impl DytPyramid {
-    /// Trainable deconvolutions directly below `scope` (the backbone's).
+    /// Deconvolutions directly below `scope` (at the backbone's place, in the head's role).
     ///
     /// # Errors
     /// If the parameters exist with other shapes.
     pub fn new(dim: usize, scope: &Scope) -> Result<Self> {
         let up = |name: &str| -> Result<(Tensor, Tensor)> {
-            let scope = scope.trainable().pp(name);
+            let scope = scope.pp(name);
             let bound = 1.0 / (4.0 * dim as f64).sqrt(); // torch's fan-in of a transposed convolution: out · 2 · 2
             Ok((
                 scope.param("weight", (dim, dim, 2, 2), Init::KaimingUniform)?,

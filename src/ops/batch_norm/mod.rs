@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor, Var, bail};
 
 use self::fused::{Fused, Source, Stats};
 use super::activation::Activation;
+use super::epilogue::Epilogue;
 use super::host::values;
 use super::{fusible, gpu};
 use crate::head::StepContext;
@@ -57,6 +58,28 @@ pub struct BatchNorm {
     pub momentum: f64,
 }
 
+/// A [`BatchNorm`] on its running statistics: y = scale · x + shift, each `[C]`.
+#[derive(Debug)]
+pub(super) struct Folded {
+    pub(super) scale: Vec<f32>,
+    pub(super) shift: Vec<f32>,
+}
+
+impl Folded {
+    /// The norm and a ReLU.
+    pub(super) fn with_relu(&self) -> Epilogue<'_> {
+        let (scale, shift) = (Some(self.scale.as_slice()), Some(self.shift.as_slice()));
+        Epilogue { scale, shift, activation: Activation::Relu }
+    }
+
+    /// The same norm of values without their `bias` `[C]`.
+    pub(super) fn after_bias(mut self, bias: &[f32]) -> Self {
+        let channels = self.shift.iter_mut().zip(&self.scale).zip(bias);
+        channels.for_each(|((shift, scale), bias)| *shift = scale.mul_add(*bias, *shift));
+        self
+    }
+}
+
 impl BatchNorm {
     /// With torch's defaults (eps 1e-5, momentum 0.1) and names (`weight`, `bias`, `running_mean`, `running_var`).
     ///
@@ -87,6 +110,26 @@ impl BatchNorm {
     /// As [`BatchNorm::forward`].
     pub fn forward_relu(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
         self.apply(x, mode, Activation::Relu)
+    }
+
+    /// The norm as a factor and a summand for every channel, where `mode` makes it one and neither it nor `others`, what it is
+    /// to be folded into, want gradients.
+    pub(super) fn folded(&self, mode: NormMode, others: &[&Tensor]) -> Result<Option<Folded>> {
+        let own = [&self.weight, &self.bias];
+        let tracked = own.iter().chain(others).any(|t| t.track_op());
+        let statistics = [self.running_mean.as_tensor(), self.running_var.as_tensor()];
+        let all = [&own[..], &statistics, others].concat();
+        if mode != NormMode::Running || tracked || !fusible(&all) {
+            return Ok(None);
+        }
+        let (weight, bias) = (self.weight.contiguous()?, self.bias.contiguous()?);
+        let (weight, bias) = (values(&weight)?, values(&bias)?);
+        let (mean, var) = (values(&self.running_mean)?, values(&self.running_var)?);
+        let factor = |(w, v): (&f32, &f32)| w * (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32;
+        let scale: Vec<f32> = weight.iter().zip(&*var).map(factor).collect();
+        let shift = bias.iter().zip(&*mean).zip(&scale);
+        let shift = shift.map(|((b, m), s)| (-m).mul_add(*s, *b)).collect();
+        Ok(Some(Folded { scale, shift }))
     }
 
     fn apply(&self, x: &Tensor, mode: NormMode, activation: Activation) -> Result<Tensor> {

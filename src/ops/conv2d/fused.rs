@@ -7,11 +7,13 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::Geometry;
-use super::grid::{Grid, GridSpec, pixels_first};
+use super::grid::{Grid, GridSpec, pixels_first, transpose};
 use super::product::{Product, Tap, weight_gradient};
 use super::winograd::Winograd;
 use crate::ops::count;
+use crate::ops::epilogue::Epilogue;
 use crate::ops::host::{slice, values};
+use crate::ops::rows::{filled, zeros};
 
 /// The convolution as one operation with its own backward pass.
 pub(super) fn apply(
@@ -35,7 +37,7 @@ impl Fused {
         if Winograd::of(&self.0).is_some() {
             count("conv2d.winograd");
         }
-        (CpuStorage::F32(self.0.forward(x, w, bias)), self.0.output_shape())
+        (CpuStorage::F32(self.0.forward(x, w, Epilogue::bias(bias))), self.0.output_shape())
     }
 
     fn backward(
@@ -48,7 +50,7 @@ impl Fused {
         let grad = values(grad)?;
         let mut gradients = (None, None);
         if x.track_op() {
-            let dx = self.0.input_gradient(&values(w)?, &grad, None);
+            let dx = self.0.input_gradient(&values(w)?, &grad, Epilogue::bias(None));
             gradients.0 = Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?);
         }
         if w.track_op() {
@@ -164,32 +166,26 @@ impl Geometry {
     }
 
     /// `x` `[B, C, H, W]` → `[B, O, H', W']`.
-    pub(in crate::ops) fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    pub(in crate::ops) fn forward(&self, x: &[f32], w: &[f32], epilogue: Epilogue) -> Vec<f32> {
         match Winograd::of(self) {
-            Some(winograd) => winograd.forward(x, w, bias),
-            None => self.direct(x, w, bias),
+            Some(winograd) => winograd.forward(x, w, epilogue),
+            None => self.direct(x, w, epilogue),
         }
     }
 
     /// The same as a sum of products.
-    pub(super) fn direct(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    pub(super) fn direct(&self, x: &[f32], w: &[f32], epilogue: Epilogue) -> Vec<f32> {
         let grid = self.input_grid(x);
-        let matrices = if self.area() == 1 {
-            Cow::Borrowed(w)
-        } else if self.patches() {
-            // One matrix [O, tap, C]: the phases are channels.
-            Cow::Owned(self.reorder(w, |o, c, t| (o * self.area() + t) * self.channels + c))
-        } else {
-            Cow::Owned(self.reorder(w, |o, c, t| (t * self.outputs + o) * self.channels + c))
-        };
-        let mut out = vec![0.0; self.batch * self.outputs * self.size.0 * self.size.1];
+        let matrices =
+            if self.area() == 1 { Cow::Borrowed(w) } else { Cow::Owned(self.by_tap(w)) };
+        let mut out = zeros(self.batch * self.outputs * self.size.0 * self.size.1);
         let taps = self.input_taps(grid.width);
         let product = Product {
             grid: &grid,
             matrices: &matrices,
             m: self.outputs,
             taps: &taps,
-            bias,
+            epilogue,
             count: self.size,
             size: self.size,
             first: (0, 0),
@@ -199,28 +195,37 @@ impl Geometry {
         out
     }
 
-    /// The weight `[O, C, tap]` with element (o, c, t) at `place(o, c, t)`.
-    fn reorder(&self, w: &[f32], place: impl Fn(usize, usize, usize) -> usize) -> Vec<f32> {
-        let mut out = vec![0.0; w.len()];
-        for (i, taps) in w.chunks_exact(self.area()).enumerate() {
-            for (t, &value) in taps.iter().enumerate() {
-                out[place(i / self.channels, i % self.channels, t)] = value;
+    /// The weight `[O, C, tap]` as `[O, tap, C]`.
+    fn by_tap(&self, w: &[f32]) -> Vec<f32> {
+        let (channels, area) = (self.channels, self.area());
+        filled(w.len(), channels * area, |o, to| {
+            transpose(&w[o * channels * area..], area, (channels, area), to);
+        })
+    }
+
+    /// The weight `[O, C, tap]` as `[C, tap, O]`.
+    fn by_tap_of_input(&self, w: &[f32]) -> Vec<f32> {
+        let (channels, outputs, area) = (self.channels, self.outputs, self.area());
+        filled(w.len(), outputs * area, |c, to| {
+            for (o, taps) in w[c * area..].chunks(channels * area).enumerate() {
+                for (to, tap) in to[o..].iter_mut().step_by(outputs).zip(taps) {
+                    *to = *tap;
+                }
             }
-        }
-        out
+        })
     }
 
     /// Each phase of the padded input is a convolution of the gradient with the transposed taps that lead to it.
-    /// With `bias` it is a transposed convolution.
+    /// With an `epilogue` it is a transposed convolution.
     pub(in crate::ops) fn input_gradient(
         &self,
         w: &[f32],
         grad: &[f32],
-        bias: Option<&[f32]>,
+        epilogue: Epilogue,
     ) -> Vec<f32> {
         match Winograd::of(self) {
-            Some(winograd) if bias.is_none() => winograd.input_gradient(w, grad),
-            _ => self.direct_input_gradient(w, grad, bias),
+            Some(winograd) if epilogue.is_nothing() => winograd.input_gradient(w, grad),
+            _ => self.direct_input_gradient(w, grad, epilogue),
         }
     }
 
@@ -228,7 +233,7 @@ impl Geometry {
         &self,
         w: &[f32],
         grad: &[f32],
-        bias: Option<&[f32]>,
+        epilogue: Epilogue,
     ) -> Vec<f32> {
         let (s, d, pad, reach) =
             (self.conv.stride, self.conv.dilation, self.conv.padding, self.reach());
@@ -243,8 +248,8 @@ impl Geometry {
                 stride: 1,
             },
         );
-        let matrices = self.reorder(w, |o, c, t| (t * self.channels + c) * self.outputs + o);
-        let mut dx = vec![0.0; self.batch * self.channels * self.input.0 * self.input.1];
+        let matrices = self.by_tap_of_input(w);
+        let mut dx = zeros(self.batch * self.channels * self.input.0 * self.input.1);
         for (py, px) in (0..s).flat_map(|py| (0..s).map(move |px| (py, px))) {
             let rows = Phase::new(py, s, pad, self.input.0);
             let cols = Phase::new(px, s, pad, self.input.1);
@@ -264,7 +269,7 @@ impl Geometry {
                 matrices: &matrices,
                 m: self.channels,
                 taps: &taps,
-                bias,
+                epilogue,
                 count: (rows.count, cols.count),
                 size: self.input,
                 first: (rows.pixel, cols.pixel),
@@ -290,13 +295,11 @@ impl Geometry {
         // [tap, C, O], also where the phases are channels.
         let by_tap = weight_gradient(&grid, &grad, self.outputs, &taps, positions);
         let (area, channels) = (self.area(), self.channels);
-        let mut dw = vec![0.0; by_tap.len()];
-        dw.par_chunks_exact_mut(channels * area).enumerate().for_each(|(o, dw)| {
+        filled(by_tap.len(), channels * area, |o, dw| {
             for (i, value) in dw.iter_mut().enumerate() {
                 *value = by_tap[(i % area * channels + i / area) * self.outputs + o];
             }
-        });
-        dw
+        })
     }
 }
 

@@ -10,7 +10,9 @@ mod winograd;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::fusible;
+use super::fresh::Fresh;
+use super::host::values;
+use super::{BatchNorm, NormMode, count, fusible};
 pub(super) use fused::channel_sums;
 pub(super) use grid::{pixels_first, transpose};
 
@@ -149,6 +151,29 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
     match bias {
         Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(out),
+    }
+}
+
+/// [`conv2d`] without bias, the batch norm and a ReLU: one pass where the running statistics are used and no gradient is wanted.
+///
+/// # Errors
+/// As [`conv2d`] and [`BatchNorm::forward`].
+pub fn conv2d_norm_relu(
+    x: &Tensor,
+    weight: &Tensor,
+    conv: Conv2d,
+    (norm, mode): (&BatchNorm, NormMode),
+) -> Result<Tensor> {
+    let geometry = Geometry::new(x.shape(), weight.shape(), conv)?;
+    let fits = conv.groups == 1 && norm.weight.elem_count() == geometry.outputs;
+    match norm.folded(mode, &[x, weight])? {
+        Some(folded) if fits => {
+            count("conv2d.norm_relu");
+            let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+            let y = geometry.forward(&values(&x)?, &values(&weight)?, folded.with_relu());
+            Ok(Fresh::on_cpu(y, geometry.output_shape()).tensor())
+        }
+        _ => norm.forward_relu(&conv2d(x, weight, None, conv)?, mode),
     }
 }
 

@@ -15,7 +15,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Geometry;
+use crate::ops::epilogue::{Epilogue, Finish};
 use crate::ops::gemm::{Mat, MatMut, Threads, gemm};
+use crate::ops::rows::{Scratch, filled, scratch, zeros};
 use transforms::{
     kernel_gradient, kernel_transform, spread_gradient, transform_input, transform_output,
 };
@@ -77,21 +79,20 @@ impl Winograd {
     }
 
     /// `x` `[B, C, H, W]`, `w` `[O, C, 3, 3]` → `[B, O, H', W']`.
-    pub(super) fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        let kernels = kernel_transform(w);
+    pub(super) fn forward(&self, x: &[f32], w: &[f32], epilogue: Epilogue) -> Vec<f32> {
+        let kernels = kernel_transform(w, self.channels);
         let kernel = |point: usize| {
-            let count = self.outputs * self.channels;
-            Mat::new(&kernels[point * count..][..count], self.outputs, self.channels)
+            let shape = (self.outputs, self.channels);
+            Mat::strided(&kernels[point * self.channels..], shape, (POINTS * self.channels, 1))
         };
         let area = self.size.0 * self.size.1;
         let (rows, columns) = self.tiles();
-        let mut out = vec![0.0; self.batch * self.outputs * area];
-        let (mut inputs, mut results) = (Vec::new(), Vec::new());
+        let mut out = zeros(self.batch * self.outputs * area);
         for part in self.parts() {
             let tiles = part.len() * columns;
-            self.transform_map(x, &part, &mut inputs);
+            let inputs = self.transform_map(x, &part);
             // [point, O, tile], so that the products run side by side.
-            results.resize(POINTS * self.outputs * tiles, 0.0);
+            let mut results = scratch(POINTS * self.outputs * tiles);
             results.par_chunks_exact_mut(self.outputs * tiles).enumerate().for_each(
                 |(point, result)| {
                     let result = MatMut::new(result, self.outputs, tiles);
@@ -99,7 +100,7 @@ impl Winograd {
                     gemm(1.0, kernel(point), input, 0.0, result, Threads::One);
                 },
             );
-            let results = &results;
+            let results = &*results;
             let images = part.start / rows..(part.end - 1) / rows + 1;
             let planes =
                 &mut out[images.start * self.outputs * area..images.end * self.outputs * area];
@@ -107,14 +108,14 @@ impl Winograd {
                 Vec::new,
                 |scratch, (plane, target)| {
                     let (image, o) = (images.start + plane / self.outputs, plane % self.outputs);
-                    let bias = bias.map_or(0.0, |bias| bias[o]);
+                    let finish = epilogue.of(o);
                     for row in part.start.max(image * rows)..part.end.min((image + 1) * rows) {
                         let seen = |point: usize| {
                             &results[(point * self.outputs + o) * tiles
                                 + (row - part.start) * columns..][..columns]
                         };
                         let lines = &mut target[(row % rows) * OUT * self.size.1..];
-                        transform_output(seen, bias, (lines, self.size.1), scratch);
+                        transform_output(seen, finish, (lines, self.size.1), scratch);
                     }
                 },
             );
@@ -133,25 +134,22 @@ impl Winograd {
             size: self.input,
             ..*self
         };
-        let mut kernels = vec![0.0; w.len()];
-        kernels.par_chunks_exact_mut(self.outputs * 9).enumerate().for_each(|(c, kernels)| {
+        let kernels = filled(w.len(), self.outputs * 9, |c, kernels| {
             for (o, kernel) in kernels.chunks_exact_mut(9).enumerate() {
                 kernel.copy_from_slice(&w[(o * self.channels + c) * 9..][..9]);
                 kernel.reverse();
             }
         });
-        turned.forward(grad, &kernels, None)
+        turned.forward(grad, &kernels, Epilogue::bias(None))
     }
 
     /// `x` `[B, C, H, W]` and the gradient of the output → that of the weight, `[O, C, 3, 3]`.
     pub(super) fn weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let columns = self.tiles().1;
-        let mut sums = vec![0.0; POINTS * self.outputs * self.channels];
-        let (mut inputs, mut grads) = (Vec::new(), Vec::new());
+        let mut sums = scratch(POINTS * self.outputs * self.channels);
         for part in self.parts() {
             let tiles = part.len() * columns;
-            self.transform_map(x, &part, &mut inputs);
-            self.spread(grad, &part, &mut grads);
+            let (inputs, grads) = (self.transform_map(x, &part), self.spread(grad, &part));
             sums.par_chunks_exact_mut(self.outputs * self.channels).enumerate().for_each(
                 |(point, sum)| {
                     let grad = points(&grads, (self.outputs, tiles), point);
@@ -172,11 +170,11 @@ impl Winograd {
     }
 
     /// BᵀdB of the tiles of `part`: `[C, point, tile]`.
-    fn transform_map(&self, x: &[f32], part: &Range<usize>, to: &mut Vec<f32>) {
+    fn transform_map(&self, x: &[f32], part: &Range<usize>) -> Scratch {
         let (height, width) = self.input;
         let (rows, columns) = self.tiles();
         let tiles = part.len() * columns;
-        to.resize(self.channels * POINTS * tiles, 0.0);
+        let mut to = scratch(self.channels * POINTS * tiles);
         to.par_chunks_exact_mut(POINTS * tiles).enumerate().for_each_init(
             Vec::new,
             |scratch, (c, to)| {
@@ -193,14 +191,15 @@ impl Winograd {
                 }
             },
         );
+        to
     }
 
     /// A dY Aᵀ of the tiles of `part`: `[O, point, tile]`.
-    fn spread(&self, grad: &[f32], part: &Range<usize>, to: &mut Vec<f32>) {
+    fn spread(&self, grad: &[f32], part: &Range<usize>) -> Scratch {
         let (height, width) = self.size;
         let (rows, columns) = self.tiles();
         let tiles = part.len() * columns;
-        to.resize(self.outputs * POINTS * tiles, 0.0);
+        let mut to = scratch(self.outputs * POINTS * tiles);
         to.par_chunks_exact_mut(POINTS * tiles).enumerate().for_each_init(
             Vec::new,
             |scratch, (o, to)| {
@@ -216,6 +215,7 @@ impl Winograd {
                 }
             },
         );
+        to
     }
 }
 
@@ -257,10 +257,10 @@ mod tests {
             let data = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
             let (x, w, grad, bias) =
                 (data(&x)?, data(&w)?, data(&grad)?, data(&random(&[outputs], 4)?)?);
-            let y = winograd.forward(&x, &w, Some(&bias));
-            assert!(apart(&y, &geometry.direct(&x, &w, Some(&bias))) < 1e-5);
+            let y = winograd.forward(&x, &w, Epilogue::bias(Some(&bias)));
+            assert!(apart(&y, &geometry.direct(&x, &w, Epilogue::bias(Some(&bias)))) < 1e-5);
             let dx = winograd.input_gradient(&w, &grad);
-            assert!(apart(&dx, &geometry.direct_input_gradient(&w, &grad, None)) < 1e-5);
+            assert!(apart(&dx, &geometry.direct_input_gradient(&w, &grad, Epilogue::bias(None))) < 1e-5);
             let dw = winograd.weight_gradient(&x, &grad);
             assert!(apart(&dw, &geometry.direct_weight_gradient(&x, &grad)) < 1e-5);
         }

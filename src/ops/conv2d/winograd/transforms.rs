@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::{IN, OUT, POINTS};
+use super::{Finish, IN, OUT, POINTS};
+use crate::ops::rows::{Scratch, filled, scratch};
 use crate::ops::vector::vectorised;
 
-/// Tiles, or kernels, that are transformed side by side.
+/// Kernels that are transformed side by side.
 const LANES: usize = 16;
 
 /// BᵀdB of a row of tiles. `map`: one channel and its width; `origin`: the first row of pixels, which may lie in the
@@ -16,23 +17,24 @@ pub(super) fn transform_input(
     (to, stride, tiles): (&mut [f32], usize, usize),
     scratch: &mut Vec<f32>,
 ) {
-    let line = (tiles + 1) * OUT;
-    scratch.resize(2 * IN * line, 0.0);
-    let (pixels, mixed) = scratch.split_at_mut(IN * line);
-    for (i, pixels) in pixels.chunks_exact_mut(line).enumerate() {
-        lay_out((map, width), first + i as isize, left, pixels);
-    }
+    // One tile more: the last two inputs of a tile are the first of its neighbour.
+    let (run, line) = (tiles + 1, (tiles + 1) * OUT);
+    scratch.resize((2 * IN + 1) * line, 0.0);
+    let (raw, rest) = scratch.split_at_mut(line);
+    let (pixels, mixed) = rest.split_at_mut(IN * line);
     vectorised(
         #[inline(always)]
         || {
+            for (i, pixels) in pixels.chunks_exact_mut(line).enumerate() {
+                lay_out((map, width), first + i as isize, left, raw);
+                to_runs(raw, pixels);
+            }
             mix(pixels, mixed, line, input_points);
-            for (i, line) in mixed.chunks_exact(line).enumerate() {
-                let (tile, _) = line.as_chunks::<OUT>();
-                let seen = |t: usize| {
-                    let ([a, b, c, d], [e, f, ..]) = (tile[t], tile[t + 1]);
-                    input_points([a, b, c, d, e, f])
-                };
-                scatter(tiles, seen, |j| (i * IN + j) * stride, to);
+            let points = to.chunks_mut(IN * stride);
+            for (line, points) in mixed.chunks_exact(line).zip(points) {
+                let seen: [&[f32]; IN] =
+                    std::array::from_fn(|j| &line[j % OUT * run + j / OUT..][..tiles]);
+                combine(seen, lines_of(points, stride), tiles, input_points);
             }
         },
     );
@@ -46,34 +48,37 @@ pub(super) fn spread_gradient(
     scratch: &mut Vec<f32>,
 ) {
     let line = tiles * OUT;
-    scratch.resize((OUT + IN) * line, 0.0);
-    let (pixels, mixed) = scratch.split_at_mut(OUT * line);
-    for (i, pixels) in pixels.chunks_exact_mut(line).enumerate() {
-        lay_out((grad, width), (first + i) as isize, 0, pixels);
-    }
+    scratch.resize((1 + OUT + IN) * line, 0.0);
+    let (raw, rest) = scratch.split_at_mut(line);
+    let (pixels, mixed) = rest.split_at_mut(OUT * line);
     vectorised(
         #[inline(always)]
         || {
+            for (i, pixels) in pixels.chunks_exact_mut(line).enumerate() {
+                lay_out((grad, width), (first + i) as isize, 0, raw);
+                to_runs(raw, pixels);
+            }
             mix(pixels, mixed, line, spread_points);
-            for (i, line) in mixed.chunks_exact(line).enumerate() {
-                let (tile, _) = line.as_chunks::<OUT>();
-                scatter(tiles, |t| spread_points(tile[t]), |j| (i * IN + j) * stride, to);
+            for (line, points) in mixed.chunks_exact(line).zip(to.chunks_mut(IN * stride)) {
+                let seen: [&[f32]; OUT] = std::array::from_fn(|j| &line[j * tiles..][..tiles]);
+                combine(seen, lines_of(points, stride), tiles, spread_points);
             }
         },
     );
 }
 
-/// AᵀmA + bias of a row of tiles, cut at the edge: `seen(p)` are the values of point p; `lines` is the plane from the first
-/// row of pixels on, and its width.
+/// AᵀmA of a row of tiles, each value through `finish`, cut at the edge: `seen(p)` are the values of point p; `lines` is the
+/// plane from the first row of pixels on, and its width.
 pub(super) fn transform_output<'a>(
     seen: impl Fn(usize) -> &'a [f32],
-    bias: f32,
+    finish: Finish,
     (lines, width): (&mut [f32], usize),
     scratch: &mut Vec<f32>,
 ) {
     let tiles = seen(0).len();
-    scratch.resize(OUT * IN * tiles + OUT * tiles, 0.0);
-    let (mixed, line) = scratch.split_at_mut(OUT * IN * tiles);
+    scratch.resize((OUT * IN + 2 * OUT) * tiles, 0.0);
+    let (mixed, rest) = scratch.split_at_mut(OUT * IN * tiles);
+    let (runs, line) = rest.split_at_mut(OUT * tiles);
     vectorised(
         #[inline(always)]
         || {
@@ -86,20 +91,45 @@ pub(super) fn transform_output<'a>(
             for (i, target) in lines.chunks_mut(width).take(OUT).enumerate() {
                 let row: [&[f32]; IN] =
                     std::array::from_fn(|j| &mixed[(i * IN + j) * tiles..][..tiles]);
-                let (quads, _) = line.as_chunks_mut::<OUT>();
-                for (t, quad) in quads[..tiles].iter_mut().enumerate() {
-                    let [a, b, c, d] = output_points([
-                        row[0][t], row[1][t], row[2][t], row[3][t], row[4][t], row[5][t],
-                    ]);
-                    *quad = [a + bias, b + bias, c + bias, d + bias];
-                }
+                combine(row, lines_of(runs, tiles), tiles, |values| {
+                    output_points(values).map(|v| finish.of(v))
+                });
+                from_runs(runs, line);
                 target.copy_from_slice(&line[..target.len()]);
             }
         },
     );
 }
 
+/// The first `N` lines of `points`, `stride` apart.
+#[inline(always)]
+fn lines_of<const N: usize>(points: &mut [f32], stride: usize) -> [&mut [f32]; N] {
+    let mut lines = points.chunks_mut(stride);
+    std::array::from_fn(|_| lines.next().unwrap_or_default())
+}
+
+/// Four neighbours beside one another → the first of all fours, the second of all, …: `[t, k]` → `[k, t]`.
+#[inline(always)]
+fn to_runs(line: &[f32], runs: &mut [f32]) {
+    let (fours, _) = line.as_chunks::<OUT>();
+    let [a, b, c, d] = lines_of::<OUT>(runs, fours.len());
+    for ((((four, a), b), c), d) in fours.iter().zip(a).zip(b).zip(c).zip(d) {
+        [*a, *b, *c, *d] = *four;
+    }
+}
+
+/// The inverse of [`to_runs`].
+#[inline(always)]
+fn from_runs(runs: &mut [f32], line: &mut [f32]) {
+    let (fours, _) = line.as_chunks_mut::<OUT>();
+    let [a, b, c, d] = lines_of::<OUT>(runs, fours.len());
+    for ((((four, a), b), c), d) in fours.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        *four = [*a, *b, *c, *d];
+    }
+}
+
 /// Row `row` of a map with `left` zeros before it and zeros behind; zeros alone if it lies outside.
+#[inline(always)]
 fn lay_out((map, width): (&[f32], usize), row: isize, left: usize, to: &mut [f32]) {
     let source = usize::try_from(row).ok().and_then(|row| map.chunks_exact(width).nth(row));
     let Some(source) = source else { return to.fill(0.0) };
@@ -150,75 +180,48 @@ fn combine<const N: usize, const M: usize>(
     }
 }
 
-/// The six values of each of `count` tiles as runs along the tiles: value j of tile t goes to `to[at(j) + t]`.
-#[inline(always)]
-fn scatter(
-    count: usize,
-    tile: impl Fn(usize) -> [f32; IN],
-    at: impl Fn(usize) -> usize,
-    to: &mut [f32],
-) {
-    let mut block = [[0f32; LANES]; IN];
-    let whole = count / LANES * LANES;
-    for first in (0..whole).step_by(LANES) {
-        for (lane, t) in (first..first + LANES).enumerate() {
-            let values = tile(t);
-            for j in 0..IN {
-                block[j][lane] = values[j];
-            }
-        }
-        for j in 0..IN {
-            to[at(j) + first..][..LANES].copy_from_slice(&block[j]);
-        }
-    }
-    for t in whole..count {
-        let values = tile(t);
-        for j in 0..IN {
-            to[at(j) + t] = values[j];
-        }
-    }
-}
-
-/// GgGᵀ of every kernel of `[.., 3, 3]`: `[point, kernel]`.
-pub(super) fn kernel_transform(kernels: &[f32]) -> Vec<f32> {
-    let count = kernels.len() / 9;
-    let mut to = vec![0.0; POINTS * count];
-    // Rows of points take turns, so that each thread writes a slice of its own.
-    to.par_chunks_exact_mut(IN * count).enumerate().for_each(|(i, to)| {
-        for (block, kernels) in kernels.chunks(9 * LANES).enumerate() {
-            let lanes = kernels.len() / 9;
-            vectorised(
-                #[inline(always)]
-                || {
+/// GgGᵀ of every kernel of `[O, C, 3, 3]`: `[O, point, C]`.
+pub(super) fn kernel_transform(kernels: &[f32], channels: usize) -> Scratch {
+    let mut to = scratch(kernels.len() / 9 * POINTS);
+    let outputs = to.par_chunks_exact_mut(POINTS * channels).zip(kernels.par_chunks(9 * channels));
+    outputs.for_each(|(to, kernels)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (block, kernels) in kernels.chunks(9 * LANES).enumerate() {
+                    let lanes = kernels.len() / 9;
                     let mut values = [[0f32; LANES]; 9];
                     for (lane, kernel) in kernels.chunks_exact(9).enumerate() {
                         for (k, value) in kernel.iter().enumerate() {
                             values[k][lane] = *value;
                         }
                     }
-                    let mut row = [[0f32; LANES]; 3];
+                    let mut rows = [[0f32; LANES]; 3 * IN];
                     for j in 0..3 {
                         for lane in 0..LANES {
-                            row[j][lane] = kernel_points([
-                                values[j][lane],
-                                values[3 + j][lane],
-                                values[6 + j][lane],
-                            ])[i];
+                            let column = [values[j], values[3 + j], values[6 + j]];
+                            let points = kernel_points(column.map(|value| value[lane]));
+                            for i in 0..IN {
+                                rows[3 * i + j][lane] = points[i];
+                            }
                         }
                     }
-                    let mut points = [[0f32; LANES]; IN];
-                    for lane in 0..LANES {
-                        let all = kernel_points([row[0][lane], row[1][lane], row[2][lane]]);
-                        for j in 0..IN {
-                            points[j][lane] = all[j];
+                    for (i, row) in rows.as_chunks::<3>().0.iter().enumerate() {
+                        let mut points = [[0f32; LANES]; IN];
+                        for lane in 0..LANES {
+                            let all = kernel_points([row[0][lane], row[1][lane], row[2][lane]]);
+                            for j in 0..IN {
+                                points[j][lane] = all[j];
+                            }
+                        }
+                        for (j, points) in points.iter().enumerate() {
+                            let at = (i * IN + j) * channels + block * LANES;
+                            to[at..][..lanes].copy_from_slice(&points[..lanes]);
                         }
                     }
-                    for (j, points) in points.iter().enumerate() {
-                        to[j * count + block * LANES..][..lanes].copy_from_slice(&points[..lanes]);
-                    }
-                },
-            );
-        }
+                }
+            },
+        );
     });
     to
 }
@@ -226,8 +229,7 @@ pub(super) fn kernel_transform(kernels: &[f32]) -> Vec<f32> {
 /// GᵀsG of every kernel of `[point, kernel]`: `[kernel, 3, 3]`.
 pub(super) fn kernel_gradient(sums: &[f32]) -> Vec<f32> {
     let count = sums.len() / POINTS;
-    let mut to = vec![0.0; 9 * count];
-    to.par_chunks_mut(9 * LANES).enumerate().for_each(|(block, to)| {
+    filled(9 * count, 9 * LANES, |block, to| {
         let lanes = to.len() / 9;
         let mut points = [[0f32; LANES]; POINTS];
         for (point, values) in points.iter_mut().enumerate() {
@@ -246,8 +248,7 @@ pub(super) fn kernel_gradient(sums: &[f32]) -> Vec<f32> {
                 }
             },
         );
-    });
-    to
+    })
 }
 
 /// Bᵀd.
