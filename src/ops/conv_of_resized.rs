@@ -25,11 +25,7 @@ use super::{BatchNorm, Conv2d, NormMode, conv2d, count, fusible, resize_bilinear
 ///
 /// # Errors
 /// If the shapes do not fit together or a side is 0.
-pub fn conv3x3_joined(
-    parts: &[Tensor],
-    weight: &Tensor,
-    size: (usize, usize),
-) -> Result<Tensor> {
+pub fn conv3x3_joined(parts: &[Tensor], weight: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     match Joined::new(parts, weight, size)? {
         Some(joined) => joined.tensor(weight),
         None => composed(parts, weight, size),
@@ -113,8 +109,7 @@ impl Joined {
             }
             let small = mixes_before_resizing((height, width), size);
             let x = if small { part.clone() } else { resize_bilinear(part, size)? };
-            let (kernel, conv) =
-                if small { (1, Conv2d::default()) } else { (3, Conv2d::same(3)) };
+            let (kernel, conv) = if small { (1, Conv2d::default()) } else { (3, Conv2d::same(3)) };
             let maps = if small { 9 * outputs } else { outputs };
             let kernel = Shape::from((maps, channels, kernel, kernel));
             ways.push(Part {
@@ -179,9 +174,13 @@ impl Joined {
                     });
                 }
                 (Some(spread), sum) => {
-                    let mixed = part.mix.forward(&x, &matrix, nothing);
                     let sum = sum.get_or_insert_with(|| zeros(self.shape().elem_count()));
-                    spread.spread(&mixed, sum, (then, self.outputs));
+                    // Nine maps for each of the output's are many: image by image.
+                    let images = sum.chunks_mut(self.outputs * self.size.0 * self.size.1);
+                    for (sum, x) in images.zip(x.chunks(x.len() / self.batch)) {
+                        let mixed = part.mix.of_one_image().forward(x, &matrix, nothing);
+                        spread.spread(&mixed, sum, then);
+                    }
                 }
             }
         }
@@ -215,18 +214,13 @@ impl Joined {
         let mut dxs: [Option<Vec<f32>>; 2] = [None, None];
         let mut dw = if trained { zeros(weight.len()) } else { Vec::new() };
         for (i, part) in self.parts.iter().enumerate() {
-            let gathered = part.spread.as_ref().map(|spread| spread.gather(grad));
-            let grad = gathered.as_deref().unwrap_or(grad);
-            if wanted(i) {
-                let matrix = self.matrix(part, weight);
-                let dx = part.mix.input_gradient(&matrix, grad, Epilogue::bias(None));
-                match &mut dxs[i.min(1)] {
-                    Some(all) => all.extend(dx),
-                    none => *none = Some(dx),
-                }
+            let matrix = if wanted(i) { self.matrix(part, weight) } else { Cow::Borrowed(&[][..]) };
+            let (dx, dmatrix) = part.gradients(&matrix, grad, (wanted(i), trained))?;
+            match (&mut dxs[i.min(1)], dx) {
+                (Some(all), Some(dx)) => all.extend(dx),
+                (none, dx) => *none = dx,
             }
-            if trained {
-                let dmatrix = part.mix.weight_gradient(&values(&part.x)?, grad);
+            if let Some(dmatrix) = dmatrix {
                 self.place(part, &dmatrix, &mut dw);
             }
         }
@@ -244,6 +238,35 @@ impl Joined {
                 None => to.copy_from_slice(from),
             }
         });
+    }
+}
+
+impl Part {
+    /// The gradients of the map (for which the `matrix` is needed) and of the matrix, as far as they are wanted.
+    fn gradients(
+        &self,
+        matrix: &[f32],
+        grad: &[f32],
+        (wanted, trained): (bool, bool),
+    ) -> Result<(Option<Vec<f32>>, Option<Vec<f32>>)> {
+        let (x, nothing) = (values(&self.x)?, Epilogue::bias(None));
+        let Some(spread) = &self.spread else {
+            let dx = wanted.then(|| self.mix.input_gradient(matrix, grad, nothing));
+            return Ok((dx, trained.then(|| self.mix.weight_gradient(&x, grad))));
+        };
+        let (mix, batch) = (self.mix.of_one_image(), self.x.dim(0)?);
+        let mut dx = wanted.then(|| Vec::with_capacity(x.len()));
+        let mut dmatrix = trained.then(|| zeros(self.mix.weight_count()));
+        for (x, grad) in x.chunks(x.len() / batch).zip(grad.chunks(grad.len() / batch)) {
+            let mixed = spread.gather(grad);
+            if let Some(dx) = &mut dx {
+                dx.extend(mix.input_gradient(matrix, &mixed, nothing));
+            }
+            if let Some(dmatrix) = &mut dmatrix {
+                mix.add_weight_gradient(x, &mixed, dmatrix);
+            }
+        }
+        Ok((dx, dmatrix))
     }
 }
 
@@ -277,14 +300,14 @@ impl Spread {
         Self { rows: shifted(from.0, to.0), columns: shifted(from.1, to.1), from, to }
     }
 
-    /// Adds to `out`, whose maps are done then, `outputs` of them an image.
-    fn spread(&self, x: &[f32], out: &mut [f32], (then, outputs): (Epilogue, usize)) {
+    /// Adds to the maps `out` of an image, which are done then.
+    fn spread(&self, x: &[f32], out: &mut [f32], then: Epilogue) {
         let (small, large) = (self.from.0 * self.from.1, self.to.0 * self.to.1);
         let (rows, columns) =
             (self.rows.each_ref().map(Dense::new), self.columns.each_ref().map(Dense::new));
         let maps = out.par_chunks_exact_mut(large).zip(x.par_chunks_exact(9 * small)).enumerate();
         maps.for_each(|(map, (out, x))| {
-            let finish = then.of(map % outputs);
+            let finish = then.of(map);
             vectorised(
                 #[inline(always)]
                 || {
@@ -318,27 +341,27 @@ impl Spread {
         let rows = self.rows.each_ref().map(Dense::new);
         let columns = self.columns.each_ref().map(|axis| Dense::new(&axis.transposed()));
         filled(grad.len() / large * 9 * small, 9 * small, |map, out| {
-                let grad = &grad[map * large..][..large];
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        let (height, width) = (self.from.0, self.to.1);
-                        let mut lines = scratch(height * width);
-                        for (maps, rows) in out.chunks_exact_mut(3 * small).zip(&rows) {
-                            lines.fill(0.0);
-                            for (i, grad) in grad.chunks_exact(width).enumerate() {
-                                rows.one_back(i, grad, &mut lines[rows.start[i] * width..]);
-                            }
-                            for (map, columns) in maps.chunks_exact_mut(small).zip(&columns) {
-                                for (line, to) in
-                                    lines.chunks_exact(width).zip(map.chunks_exact_mut(self.from.1))
-                                {
-                                    columns.along(line, to);
-                                }
+            let grad = &grad[map * large..][..large];
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (height, width) = (self.from.0, self.to.1);
+                    let mut lines = scratch(height * width);
+                    for (maps, rows) in out.chunks_exact_mut(3 * small).zip(&rows) {
+                        lines.fill(0.0);
+                        for (i, grad) in grad.chunks_exact(width).enumerate() {
+                            rows.one_back(i, grad, &mut lines[rows.start[i] * width..]);
+                        }
+                        for (map, columns) in maps.chunks_exact_mut(small).zip(&columns) {
+                            for (line, to) in
+                                lines.chunks_exact(width).zip(map.chunks_exact_mut(self.from.1))
+                            {
+                                columns.along(line, to);
                             }
                         }
-                    },
-                );
+                    }
+                },
+            );
         })
     }
 }
@@ -352,9 +375,8 @@ mod tests {
 
     /// Parts of two images, four channels the first, one more each of the next, and five outputs.
     fn inputs(sizes: &[(usize, usize)]) -> Result<Vec<Tensor>> {
-        let part = |(i, size): (usize, &(usize, usize))| {
-            random(&[2, 4 + i, size.0, size.1], 1 + i as u64)
-        };
+        let part =
+            |(i, size): (usize, &(usize, usize))| random(&[2, 4 + i, size.0, size.1], 1 + i as u64);
         let mut inputs = sizes.iter().enumerate().map(part).collect::<Result<Vec<_>>>()?;
         let channels = inputs.iter().map(|part| part.dim(1)).sum::<Result<usize>>()?;
         inputs.push(random(&[5, channels, 3, 3], 9)?);
@@ -417,8 +439,7 @@ mod tests {
         let apart = conv3x3_joined(parts, weight, (12, 12))?;
         let apart = norm.forward_relu(&apart, NormMode::Running)?;
         let before = kernel_calls("conv_of_resized.norm_relu");
-        let folded =
-            conv3x3_joined_norm_relu(parts, weight, (12, 12), (&norm, NormMode::Running))?;
+        let folded = conv3x3_joined_norm_relu(parts, weight, (12, 12), (&norm, NormMode::Running))?;
         assert_eq!(kernel_calls("conv_of_resized.norm_relu"), before + 1);
         assert!(relative_difference(&folded, &apart)? < 1e-5);
         Ok(())

@@ -60,8 +60,7 @@ pub fn conv_transpose2x2_norm_relu(
             let folded = folded.after_bias(&values(&bias)?);
             let map = Shape::from((batch, outputs, 2 * height, 2 * width));
             let geometry = adjoint(&map, &weight)?;
-            let y =
-                geometry.input_gradient(&values(&weight)?, &values(&x)?, folded.with_relu());
+            let y = geometry.input_gradient(&values(&weight)?, &values(&x)?, folded.with_relu());
             Ok(Fresh::on_cpu(y, map).tensor())
         }
         _ => norm.forward_relu(&conv_transpose2x2(x, weight, Some(bias))?, mode),
@@ -196,7 +195,10 @@ struct Fused(Geometry);
 impl Fused {
     fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
         count("conv_transpose2x2");
-        (CpuStorage::F32(self.0.input_gradient(weight, x, Epilogue::bias(bias))), self.0.input_shape())
+        (
+            CpuStorage::F32(self.0.input_gradient(weight, x, Epilogue::bias(bias))),
+            self.0.input_shape(),
+        )
     }
 
     fn backward(

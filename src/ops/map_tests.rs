@@ -322,7 +322,8 @@ fn norms_are_folded_into_convolutions_where_no_gradient_is_wanted() -> Result<()
         assert!(tracked.track_op() && kernel_calls("conv2d.norm_relu") == before + 1);
         assert!(gradcheck::relative_difference(&tracked, &apart)? < 1e-5);
     }
-    let (x, weight, bias) = (random(&[2, 6, 4, 5], 1)?, random(&[6, 5, 2, 2], 2)?, random(&[5], 3)?);
+    let (x, weight, bias) =
+        (random(&[2, 6, 4, 5], 1)?, random(&[6, 5, 2, 2], 2)?, random(&[5], 3)?);
     let norm = trained_norm(5)?;
     let folded = conv_transpose2x2_norm_relu(&x, &weight, &bias, (&norm, mode))?;
     let apart = norm.forward_relu(&conv_transpose2x2(&x, &weight, Some(&bias))?, mode)?;

@@ -12,6 +12,7 @@ use super::product::{Product, Tap, weight_gradient};
 use super::winograd::Winograd;
 use crate::ops::count;
 use crate::ops::epilogue::Epilogue;
+use crate::ops::gemm::{Mat, MatMut, Threads, gemm};
 use crate::ops::host::{slice, values};
 use crate::ops::rows::{filled, zeros};
 
@@ -176,8 +177,7 @@ impl Geometry {
     /// The same as a sum of products.
     pub(super) fn direct(&self, x: &[f32], w: &[f32], epilogue: Epilogue) -> Vec<f32> {
         let grid = self.input_grid(x);
-        let matrices =
-            if self.area() == 1 { Cow::Borrowed(w) } else { Cow::Owned(self.by_tap(w)) };
+        let matrices = if self.area() == 1 { Cow::Borrowed(w) } else { Cow::Owned(self.by_tap(w)) };
         let mut out = zeros(self.batch * self.outputs * self.size.0 * self.size.1);
         let taps = self.input_taps(grid.width);
         let product = Product {
@@ -288,6 +288,11 @@ impl Geometry {
     }
 
     pub(super) fn direct_weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        if self.pointwise() {
+            let mut dw = zeros(self.outputs * self.channels);
+            self.add_weight_gradient(x, grad, &mut dw);
+            return dw;
+        }
         let grid = self.input_grid(x);
         let taps = self.input_taps(grid.width);
         let grad = pixels_first(grad, self.outputs, self.size, grid.width);
@@ -300,6 +305,24 @@ impl Geometry {
                 *value = by_tap[(i % area * channels + i / area) * self.outputs + o];
             }
         })
+    }
+}
+
+impl Geometry {
+    /// The same map of one image.
+    pub(in crate::ops) fn of_one_image(&self) -> Self {
+        Self { batch: 1, ..*self }
+    }
+
+    /// Adds the gradient of the weight of a 1×1 kernel to `dw` `[O, C]`: one product an image, without copies.
+    pub(in crate::ops) fn add_weight_gradient(&self, x: &[f32], grad: &[f32], dw: &mut [f32]) {
+        let area = self.input.0 * self.input.1;
+        let images = x.chunks_exact(self.channels * area);
+        for (x, grad) in images.zip(grad.chunks_exact(self.outputs * area)) {
+            let (x, grad) = (Mat::new(x, self.channels, area), Mat::new(grad, self.outputs, area));
+            let dw = MatMut::new(dw, self.outputs, self.channels);
+            gemm(1.0, grad, x.t(), 1.0, dw, Threads::Pool);
+        }
     }
 }
 

@@ -103,6 +103,11 @@ impl Geometry {
         Shape::from((self.batch, self.channels, self.input.0, self.input.1))
     }
 
+    /// How many numbers the weight has.
+    pub(super) fn weight_count(&self) -> usize {
+        self.outputs * self.channels / self.conv.groups * self.kernel.0 * self.kernel.1
+    }
+
     /// `[O, C / groups, kh, kw]`.
     #[cfg(feature = "cudnn")]
     fn weight_shape(&self) -> Shape {

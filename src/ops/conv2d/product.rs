@@ -110,7 +110,8 @@ impl Product<'_> {
             }
             for (i, tap) in self.taps.iter().enumerate() {
                 let depth = self.grid.channels;
-                let (every, at) = (self.matrices.len() / self.m, first * self.matrices.len() / self.m);
+                let (every, at) =
+                    (self.matrices.len() / self.m, first * self.matrices.len() / self.m);
                 let matrix = &self.matrices[at + tap.matrix * depth..];
                 let seen = &self.grid.phase(image, tap.phase)[tap.offset + row * width..];
                 gemm(

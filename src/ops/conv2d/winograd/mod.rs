@@ -30,7 +30,7 @@ const IN: usize = 6;
 const POINTS: usize = IN * IN;
 
 /// Tiles that a thread's share of a part holds: enough for efficient products, few enough for the cache.
-const PART: usize = 256;
+const PART: usize = 128;
 
 /// Below so many tiles the transform of the kernels costs more than it saves.
 const MIN_TILES: usize = 48;
@@ -146,7 +146,7 @@ impl Winograd {
     /// `x` `[B, C, H, W]` and the gradient of the output → that of the weight, `[O, C, 3, 3]`.
     pub(super) fn weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let columns = self.tiles().1;
-        let mut sums = scratch(POINTS * self.outputs * self.channels);
+        let mut sums = zeros(POINTS * self.outputs * self.channels);
         for part in self.parts() {
             let tiles = part.len() * columns;
             let (inputs, grads) = (self.transform_map(x, &part), self.spread(grad, &part));
@@ -260,7 +260,9 @@ mod tests {
             let y = winograd.forward(&x, &w, Epilogue::bias(Some(&bias)));
             assert!(apart(&y, &geometry.direct(&x, &w, Epilogue::bias(Some(&bias)))) < 1e-5);
             let dx = winograd.input_gradient(&w, &grad);
-            assert!(apart(&dx, &geometry.direct_input_gradient(&w, &grad, Epilogue::bias(None))) < 1e-5);
+            assert!(
+                apart(&dx, &geometry.direct_input_gradient(&w, &grad, Epilogue::bias(None))) < 1e-5
+            );
             let dw = winograd.weight_gradient(&x, &grad);
             assert!(apart(&dw, &geometry.direct_weight_gradient(&x, &grad)) < 1e-5);
         }

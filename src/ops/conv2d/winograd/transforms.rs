@@ -1,9 +1,7 @@
 //! The small transforms of a tile, for a whole row of tiles at a time. The matrices are those of the points 0, ±1, ±2, ∞.
 
-use rayon::prelude::*;
-
 use super::{Finish, IN, OUT, POINTS};
-use crate::ops::rows::{Scratch, filled, scratch};
+use crate::ops::rows::filled;
 use crate::ops::vector::vectorised;
 
 /// Kernels that are transformed side by side.
@@ -181,10 +179,9 @@ fn combine<const N: usize, const M: usize>(
 }
 
 /// GgGᵀ of every kernel of `[O, C, 3, 3]`: `[O, point, C]`.
-pub(super) fn kernel_transform(kernels: &[f32], channels: usize) -> Scratch {
-    let mut to = scratch(kernels.len() / 9 * POINTS);
-    let outputs = to.par_chunks_exact_mut(POINTS * channels).zip(kernels.par_chunks(9 * channels));
-    outputs.for_each(|(to, kernels)| {
+pub(super) fn kernel_transform(kernels: &[f32], channels: usize) -> Vec<f32> {
+    filled(kernels.len() / 9 * POINTS, POINTS * channels, |o, to| {
+        let kernels = &kernels[o * 9 * channels..][..9 * channels];
         vectorised(
             #[inline(always)]
             || {
@@ -222,8 +219,7 @@ pub(super) fn kernel_transform(kernels: &[f32], channels: usize) -> Scratch {
                 }
             },
         );
-    });
-    to
+    })
 }
 
 /// GᵀsG of every kernel of `[point, kernel]`: `[kernel, 3, 3]`.
