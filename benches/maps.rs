@@ -31,6 +31,13 @@ fn convolutions(c: &mut Criterion) -> Result<()> {
     let work = 2 * 4 * 384 * 384 * 4 * 18 * 18;
     let case = Case::new(&shapes, work, |t| ops::conv_transpose2x2(&t[0], &t[1], Some(&t[2])))?;
     case.bench(&mut group, "transposed/384_384/18/batch_4")?;
+    // UPerNet's fuse convolution, with two of its four maps.
+    let shapes = [&[1, 128, 64, 64][..], &[1, 128, 32, 32], &[128, 256, 3, 3]];
+    let case = Case::new(&shapes, 2 * 256 * 128 * 9 * 64 * 64, |t| {
+        let parts = [t[0].as_tensor().clone(), t[1].as_tensor().clone()];
+        ops::conv3x3_joined(&parts, &t[2], (64, 64))
+    })?;
+    case.bench(&mut group, "joined/128_128/64/batch_1")?;
     let patches = Conv2d { stride: 16, ..Conv2d::default() };
     let shapes = [&[4, 3, 512, 512][..], &[768, 3, 16, 16], &[768]];
     let case = Case::new(&shapes, 2 * 4 * 768 * 768 * 1024, |t| {

@@ -14,7 +14,7 @@ use rescatter::config::{DispatchConfig, Inference, Variant};
 use rescatter::dispatch::{KeptStats, calibrate_clips};
 use rescatter::engine::trainer::peak_memory_bytes;
 use rescatter::head::{Head, ImageMeta};
-use rescatter::ops::{Stopwatch, in_precision};
+use rescatter::ops::{Stopwatch, composed, in_precision};
 use rescatter::rng::{Purpose, Rng};
 use rescatter_heads::TaskModel;
 use rescatter_heads::run::Trained;
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// Time every block too.
     #[arg(long, conflicts_with = "train")]
     profile: bool,
+    /// Run the composed definitions of all operations instead of their fused kernels.
+    #[arg(long)]
+    composed: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -72,7 +75,8 @@ fn size(text: &str) -> Result<(usize, usize), String> {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.batch > 0 && args.repeat > 0, "--batch and --repeat must be at least 1");
     let trained = Trained::open(&args.target, args.checkpoint.into(), &args.overrides)?;
-    in_precision(trained.config.train.precision, || measure(&args, &trained))
+    let run = || in_precision(trained.config.train.precision, || measure(&args, &trained));
+    if args.composed { composed(run) } else { run() }
 }
 
 fn measure(args: &Args, trained: &Trained) -> Result<ExitCode> {
