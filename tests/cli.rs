@@ -340,6 +340,10 @@ fn bench_times_passes_blocks_and_training_steps() {
     let depth = passes["kept_per_layer"].as_array().unwrap().len();
     assert_eq!(passes["blocks"].as_array().unwrap().len(), depth, "{passes}");
     assert!(passes["blocks"].as_array().unwrap().iter().all(|b| positive(&b["dense"]["min_ms"])));
+    // The plain definitions decide as the kernels do.
+    let plain = run(&format!("bench segment.yaml {size} --kept 0.5 --composed"));
+    assert!(positive(&plain["whole"]["dense"]["median_ms"]), "{plain}");
+    assert_eq!(plain["kept_per_layer"], passes["kept_per_layer"]);
     let steps = run(&format!("bench segment.yaml {size} --train --batch 2"));
     for key in ["median_ms", "processor_ms", "kept"] {
         assert!(positive(&steps[key]), "{steps}");

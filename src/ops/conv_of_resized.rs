@@ -140,17 +140,12 @@ impl Joined {
         let inputs: Vec<&Tensor> = xs.iter().chain([&weight]).chain(&rest).collect();
         y.with_gradient(&inputs, move |inputs, _, grad| {
             count("conv_of_resized.backward");
-            let wanted = (inputs[0].track_op(), inputs.get(2).is_some_and(|rest| rest.track_op()));
-            let wanted = |i: usize| if i == 0 { wanted.0 } else { wanted.1 };
-            let trained = inputs[1].track_op();
-            let (dxs, dw) =
-                self.gradients(&values(inputs[1])?, &values(grad)?, (wanted, trained))?;
-            let tensor = |v: Option<Vec<f32>>, like: &Tensor| {
-                v.map(|v| Tensor::from_vec(v, like.shape(), &Device::Cpu)).transpose()
+            let wanted = [0, 1, 2].map(|i| inputs.get(i).is_some_and(|input| input.track_op()));
+            let found = self.gradients(&values(inputs[1])?, &values(grad)?, wanted)?;
+            let tensor = |(values, input): (Option<Vec<f32>>, &&Tensor)| {
+                values.map(|v| Tensor::from_vec(v, input.shape(), &Device::Cpu)).transpose()
             };
-            let [first, rest] = dxs;
-            let found = [first, dw, rest].into_iter().zip(inputs);
-            found.map(|(gradient, input)| tensor(gradient, input)).collect()
+            found.into_iter().zip(inputs).map(tensor).collect()
         })
     }
 
@@ -203,28 +198,27 @@ impl Joined {
         Cow::Owned(filled(self.outputs * channels * 9, channels * 9, of_output))
     }
 
-    /// The gradients of the first part, of all others one after the other, and of the weight, as far as they are wanted.
-    #[allow(clippy::type_complexity)]
+    /// The gradients of the first part, of the weight, and of all other parts one after the other, as far as they are wanted.
     fn gradients(
         &self,
         weight: &[f32],
         grad: &[f32],
-        (wanted, trained): (impl Fn(usize) -> bool, bool),
-    ) -> Result<([Option<Vec<f32>>; 2], Option<Vec<f32>>)> {
-        let mut dxs: [Option<Vec<f32>>; 2] = [None, None];
-        let mut dw = if trained { zeros(weight.len()) } else { Vec::new() };
+        wanted: [bool; 3],
+    ) -> Result<[Option<Vec<f32>>; 3]> {
+        let mut found = [None, wanted[1].then(|| zeros(weight.len())), None];
         for (i, part) in self.parts.iter().enumerate() {
-            let matrix = if wanted(i) { self.matrix(part, weight) } else { Cow::Borrowed(&[][..]) };
-            let (dx, dmatrix) = part.gradients(&matrix, grad, (wanted(i), trained))?;
-            match (&mut dxs[i.min(1)], dx) {
+            let of_map = if i == 0 { 0 } else { 2 };
+            let matrix = if wanted[of_map] { self.matrix(part, weight) } else { Cow::default() };
+            let [dx, dmatrix] = part.gradients(&matrix, grad, (wanted[of_map], wanted[1]))?;
+            match (&mut found[of_map], dx) {
                 (Some(all), Some(dx)) => all.extend(dx),
                 (none, dx) => *none = dx,
             }
-            if let Some(dmatrix) = dmatrix {
-                self.place(part, &dmatrix, &mut dw);
+            if let (Some(dw), Some(dmatrix)) = (&mut found[1], dmatrix) {
+                self.place(part, &dmatrix, dw);
             }
         }
-        Ok((dxs, trained.then_some(dw)))
+        Ok(found)
     }
 
     /// The transpose of [`Self::matrix`].
@@ -248,11 +242,11 @@ impl Part {
         matrix: &[f32],
         grad: &[f32],
         (wanted, trained): (bool, bool),
-    ) -> Result<(Option<Vec<f32>>, Option<Vec<f32>>)> {
+    ) -> Result<[Option<Vec<f32>>; 2]> {
         let (x, nothing) = (values(&self.x)?, Epilogue::bias(None));
         let Some(spread) = &self.spread else {
             let dx = wanted.then(|| self.mix.input_gradient(matrix, grad, nothing));
-            return Ok((dx, trained.then(|| self.mix.weight_gradient(&x, grad))));
+            return Ok([dx, trained.then(|| self.mix.weight_gradient(&x, grad))]);
         };
         let (mix, batch) = (self.mix.of_one_image(), self.x.dim(0)?);
         let mut dx = wanted.then(|| Vec::with_capacity(x.len()));
@@ -266,7 +260,7 @@ impl Part {
                 mix.add_weight_gradient(x, &mixed, dmatrix);
             }
         }
-        Ok((dx, dmatrix))
+        Ok([dx, dmatrix])
     }
 }
 

@@ -77,9 +77,10 @@ pub(super) fn bundle(tensors: &[Tensor]) -> Result<Tensor> {
     Fresh::on_cpu(Vec::new(), count).with_gradient(&inputs, |inputs, _, grad| {
         let mut first = 0;
         let part = |input: &&Tensor| {
-            let part = grad.narrow(0, first, input.elem_count())?.reshape(input.shape())?;
-            first += input.elem_count();
-            Ok(Some(part))
+            let place = (first, input.elem_count());
+            first += place.1;
+            let part = || grad.narrow(0, place.0, place.1)?.reshape(input.shape());
+            input.track_op().then(part).transpose()
         };
         inputs.iter().map(part).collect()
     })
