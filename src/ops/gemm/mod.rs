@@ -1,7 +1,10 @@
 //! Matrix products over slices: `C = alpha · A · B + beta · C` in f32 with any strides, bounds checked.
 //!
 //! Every thread computes its own part of C and packs what it needs for it; the product library's own threads would wait
-//! while one of them packs.
+//! while one of them packs. Large parts are computed by Strassen's algorithm, the others by the library.
+
+mod kernels;
+mod strassen;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -59,6 +62,20 @@ impl<'a> Mat<'a> {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
+
+    /// At most `height` rows from `top` on and `width` columns from `left` on, as far as there are any.
+    fn part(self, (top, height): (usize, usize), (left, width): (usize, usize)) -> Self {
+        let (rows, cols) = (height.min(self.rows - top), width.min(self.cols - left));
+        let first = top * self.row_stride + left * self.col_stride;
+        let data = if rows * cols == 0 { &[] } else { &self.data[first..] };
+        Self { data, rows, cols, ..self }
+    }
+
+    /// The value of a row and column, if there are so many.
+    fn get(&self, row: usize, col: usize) -> Option<f32> {
+        let inside = row < self.rows && col < self.cols;
+        inside.then(|| self.data[row * self.row_stride + col * self.col_stride])
+    }
 }
 
 impl<'a> MatMut<'a> {
@@ -83,6 +100,11 @@ impl<'a> MatMut<'a> {
             || strides.1 >= strides.0 * rows && strides.0 > 0;
         assert!(apart, "the elements of a {rows}×{cols} matrix with strides {strides:?} overlap");
         Self { data, rows, cols, row_stride: strides.0, col_stride: strides.1 }
+    }
+
+    fn t(self) -> Self {
+        let Self { data, rows, cols, row_stride, col_stride } = self;
+        Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
 }
 
@@ -111,6 +133,10 @@ pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: MatMut, threads: Threads) 
         c.rows,
         c.cols
     );
+    // Row after row, whichever way that has to be read.
+    if c.row_stride == 1 && c.col_stride != 1 {
+        return gemm(alpha, b.t(), a.t(), beta, c.t(), threads);
+    }
     let threads = match threads {
         Threads::One => 1,
         Threads::Pool => rayon::current_num_threads().min(m * k * n / WORTH_A_THREAD).max(1),
@@ -124,9 +150,7 @@ pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: MatMut, threads: Threads) 
         strides: (c.row_stride, c.col_stride),
     };
     let (high, wide) = parts((m, n), threads);
-    // Edges of the kernel's blocks: 64 along the contiguous side of C, 6 along the other.
-    let (down, across) = if c.col_stride == 1 { (6, 64) } else { (64, 6) };
-    let (height, width) = (share(m, high, down), share(n, wide, across));
+    let (height, width) = (share(m, high, BLOCK.0), share(n, wide, BLOCK.1));
     let (high, wide) = (m.div_ceil(height), n.div_ceil(width));
     let part = |i: usize| {
         let (top, left) = (i / wide * height, i % wide * width);
@@ -140,6 +164,9 @@ pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: MatMut, threads: Threads) 
 
 /// Multiply-adds below which another thread costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 18;
+
+/// Rows and columns that the kernels compute at once, or a multiple of them.
+const BLOCK: (usize, usize) = (24, 64);
 
 /// Into how many parts of rows and of columns C is cut for `threads`: as many as threads, so that the copies which the
 /// parts make of A and B (each of its rows and of its columns) are the smallest.
@@ -175,6 +202,14 @@ impl Product<'_> {
     #[allow(unsafe_code)]
     fn part(&self, (top, height): (usize, usize), (left, width): (usize, usize)) {
         let Self { alpha, a, b, beta, c, strides } = *self;
+        let (a, b) = (a.part((top, height), (0, a.cols)), b.part((0, b.rows), (left, width)));
+        let c = c.wrapping_add(top * strides.0 + left * strides.1);
+        let kernels = if strides.1 == 1 { strassen::kernels_for(&a, &b) } else { None };
+        if let Some(kernels) = kernels {
+            // SAFETY: as below; the values of a row lie side by side.
+            let rows = unsafe { strassen::Rows::new(c, (height, width), strides.0) };
+            return strassen::multiply(kernels, (alpha, a, b, beta), rows);
+        }
         // SAFETY: the constructors checked that every element lies inside its slice and that no two elements of C share a
         // place, and `gemm` that the shapes fit and the part lies inside; C is borrowed exclusively, so it cannot overlap
         // A or B. A product without elements reads and writes nothing.
@@ -183,14 +218,14 @@ impl Product<'_> {
                 height,
                 width,
                 a.cols,
-                c.wrapping_add(top * strides.0 + left * strides.1),
+                c,
                 strides.1 as isize,
                 strides.0 as isize,
                 beta != 0.0,
-                a.data.as_ptr().wrapping_add(top * a.row_stride),
+                a.data.as_ptr(),
                 a.col_stride as isize,
                 a.row_stride as isize,
-                b.data.as_ptr().wrapping_add(left * b.col_stride),
+                b.data.as_ptr(),
                 b.col_stride as isize,
                 b.row_stride as isize,
                 beta,
