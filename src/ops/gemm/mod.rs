@@ -275,8 +275,16 @@ mod tests {
         let values = |count: usize, seed: usize| -> Vec<f32> {
             (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1000) as f32 / 500.0 - 1.0).collect()
         };
-        for (m, k, n) in [(1, 1, 1), (200, 64, 300), (301, 97, 83), (7, 900, 1500), (1500, 900, 7)]
-        {
+        let sizes = [
+            (1, 1, 1),
+            (200, 64, 300),
+            (301, 97, 83),
+            (7, 900, 1500),
+            (1500, 900, 7),
+            // By Strassen's algorithm on one thread, by the library in parts.
+            (500, 400, 600),
+        ];
+        for (m, k, n) in sizes {
             let (a, b, old) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
             for strides in [(n, 1), (1, m)] {
                 let run = |threads| {
