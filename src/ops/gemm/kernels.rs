@@ -17,7 +17,7 @@ pub(super) struct Kernels {
     pub(super) columns: usize,
     /// Values of a vector; depths are multiples of it.
     pub(super) lanes: usize,
-    /// The largest 1/m + 1/k + 1/n for which the seventh of the multiplications that is saved exceeds what the sums cost, as measured.
+    /// The largest 1/m + 1/k + 1/n for which the eighth of the multiplications that is saved exceeds what the sums cost, as measured.
     pub(super) pays: f32,
     pack_left: Pack,
     pack_right: Pack,
