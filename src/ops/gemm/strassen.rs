@@ -6,7 +6,6 @@
 //! written twice (Huang et al., "Strassen's Algorithm Reloaded", SC 2016). The error is about twice that of the plain sum, below
 //! 2e-6 of the largest value of C; a value that is not finite spreads over its tile.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice::from_raw_parts_mut;
 
@@ -33,22 +32,21 @@ pub(super) fn kernels_for(a: &Mat, b: &Mat) -> Option<&'static Kernels> {
 }
 
 /// Rows of C, the values of each side by side.
-pub(super) struct Rows<'a> {
+pub(super) struct Rows {
     first: *mut f32,
     /// How many rows there are, and how long each is.
     shape: (usize, usize),
     stride: usize,
-    owner: PhantomData<&'a mut [f32]>,
 }
 
-impl Rows<'_> {
+impl Rows {
     /// The rows of `shape`, `stride` values apart, from `first` on.
     ///
     /// # Safety
     /// Nobody else uses these values for as long as this lives.
     #[allow(unsafe_code)]
     pub(super) unsafe fn new(first: *mut f32, shape: (usize, usize), stride: usize) -> Self {
-        Self { first, shape, stride, owner: PhantomData }
+        Self { first, shape, stride }
     }
 
     fn part(&mut self, row: usize, columns: Range<usize>) -> &mut [f32] {
