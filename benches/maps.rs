@@ -59,7 +59,7 @@ fn maps(c: &mut Criterion) -> Result<()> {
     Case::new(&[x], 4 * 128 * 18 * 18, max)?.bench(&mut group, "max_pool_2")?;
     let norm = BatchNorm::new(128, &ParamStore::new(&Device::Cpu, DType::F32, 0).root())?;
     let batch_norm = |t: &[Var]| {
-        norm.forward_relu(&t[0], NormMode::Batch { update: false, world: World::SINGLE })
+        norm.relu(NormMode::Batch { update: false, world: World::SINGLE }).forward(&t[0])
     };
     let large: &[usize] = &[4, 128, 72, 72];
     Case::new(&[large], 4 * 128 * 72 * 72, batch_norm)?.bench(&mut group, "batch_norm_relu")?;

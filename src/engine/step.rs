@@ -7,6 +7,7 @@ use crate::data::Batch;
 use crate::dispatch::KeptStats;
 use crate::head::{Head, Losses, StepContext};
 use crate::model::Model;
+use crate::ops::spending;
 use crate::rng::Rng;
 use crate::world::World;
 
@@ -94,7 +95,8 @@ pub fn step_gradients<H: Head>(
         let total = losses.total(&counts)?;
         drop(losses);
         sum.total += f64::from(total.to_scalar::<f32>()?);
-        let mut store = (total * moment.loss_scale)?.backward()?;
+        let scaled = (total * moment.loss_scale)?;
+        let mut store = spending(|| scaled.backward())?;
         for (slot, parameter) in sum.gradients.iter_mut().zip(parameters) {
             *slot = match (slot.take(), store.remove(&parameter.var)) {
                 (Some(before), Some(new)) => Some((before + new)?),

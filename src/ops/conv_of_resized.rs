@@ -17,8 +17,9 @@ use super::host::values;
 use super::resize::{Interpolation, axis};
 use super::rows::{filled, scratch, zeros};
 use super::separable::{Axis, Dense, Taps};
+use super::spent::spend;
 use super::vector::vectorised;
-use super::{BatchNorm, Conv2d, NormMode, conv2d, count, fusible, resize_bilinear};
+use super::{Conv2d, NormRelu, conv2d, count, fusible, resize_bilinear};
 
 /// `conv2d(cat(resize_bilinear(part, size) for each part), weight)` with padding 1; the `parts` `[B, Cᵢ, hᵢ, wᵢ]`, `weight`
 /// `[O, Σ Cᵢ, 3, 3]` → `[B, O, H, W]`.
@@ -32,27 +33,26 @@ pub fn conv3x3_joined(parts: &[Tensor], weight: &Tensor, size: (usize, usize)) -
     }
 }
 
-/// [`conv3x3_joined`], the batch norm and a ReLU, in one pass as [`conv2d_norm_relu`](super::conv2d_norm_relu).
+/// [`conv3x3_joined`], then batch norm and ReLU, in one pass as [`conv2d_norm_relu`](super::conv2d_norm_relu).
 ///
 /// # Errors
-/// As [`conv3x3_joined`] and [`BatchNorm::forward`].
+/// As [`conv3x3_joined`] and [`NormRelu::forward`].
 pub fn conv3x3_joined_norm_relu(
     parts: &[Tensor],
     weight: &Tensor,
     size: (usize, usize),
-    (norm, mode): (&BatchNorm, NormMode),
+    then: NormRelu,
 ) -> Result<Tensor> {
     let all: Vec<&Tensor> = parts.iter().chain([weight]).collect();
-    if let Some(folded) = norm.folded(mode, &all)?
+    if let Some(folded) = then.folded(weight.dim(0)?, &all)?
         && let Some(joined) = Joined::new(parts, weight, size)?
-        && norm.weight.elem_count() == joined.outputs
     {
         count("conv_of_resized.norm_relu");
         let weight = weight.contiguous()?;
         let y = joined.forward(&values(&weight)?, folded.with_relu())?;
-        return Ok(Fresh::on_cpu(y, joined.shape()).tensor());
+        return then.folded_into(y, joined.shape());
     }
-    norm.forward_relu(&conv3x3_joined(parts, weight, size)?, mode)
+    then.forward(&conv3x3_joined(parts, weight, size)?)
 }
 
 /// Enlarged, side by side, convolved.
@@ -138,10 +138,12 @@ impl Joined {
         let rest = xs.split_off(1);
         let rest = if rest.is_empty() { None } else { Some(bundle(&rest)?) };
         let inputs: Vec<&Tensor> = xs.iter().chain([&weight]).chain(&rest).collect();
-        y.with_gradient(&inputs, move |inputs, _, grad| {
+        y.with_gradient(&inputs, move |inputs, y, grad| {
+            spend(y)?;
             count("conv_of_resized.backward");
             let wanted = [0, 1, 2].map(|i| inputs.get(i).is_some_and(|input| input.track_op()));
             let found = self.gradients(&values(inputs[1])?, &values(grad)?, wanted)?;
+            spend(grad)?;
             let tensor = |(values, input): (Option<Vec<f32>>, &&Tensor)| {
                 values.map(|v| Tensor::from_vec(v, input.shape(), &Device::Cpu)).transpose()
             };
@@ -431,9 +433,10 @@ mod tests {
         let norm = crate::ops::map_tests::trained_norm(5)?;
         let (weight, parts) = inputs.split_last().expect("a weight");
         let apart = conv3x3_joined(parts, weight, (12, 12))?;
-        let apart = norm.forward_relu(&apart, NormMode::Running)?;
+        let then = norm.relu(crate::ops::NormMode::Running);
+        let apart = then.forward(&apart)?;
         let before = kernel_calls("conv_of_resized.norm_relu");
-        let folded = conv3x3_joined_norm_relu(parts, weight, (12, 12), (&norm, NormMode::Running))?;
+        let folded = conv3x3_joined_norm_relu(parts, weight, (12, 12), then)?;
         assert_eq!(kernel_calls("conv_of_resized.norm_relu"), before + 1);
         assert!(relative_difference(&folded, &apart)? < 1e-5);
         Ok(())

@@ -5,11 +5,11 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shap
 
 use super::conv2d::{Conv2d, Geometry, channel_sums};
 use super::epilogue::Epilogue;
-use super::fresh::Fresh;
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::{slice, values};
 use super::product::rounded;
-use super::{BatchNorm, NormMode, count, fusible};
+use super::spent::spend;
+use super::{NormRelu, count, fusible};
 
 /// Transposed convolution of `x` `[B, C, H, W]` with `weight` `[C, O, 2, 2]` and `bias` `[O]` → `[B, O, 2H, 2W]`.
 ///
@@ -40,20 +40,19 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     }
 }
 
-/// [`conv_transpose2x2`], the batch norm and a ReLU, in one pass as [`conv2d_norm_relu`](super::conv2d_norm_relu).
+/// [`conv_transpose2x2`], then batch norm and ReLU, in one pass as [`conv2d_norm_relu`](super::conv2d_norm_relu).
 ///
 /// # Errors
-/// As [`conv_transpose2x2`] and [`BatchNorm::forward`].
+/// As [`conv_transpose2x2`] and [`NormRelu::forward`].
 pub fn conv_transpose2x2_norm_relu(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-    (norm, mode): (&BatchNorm, NormMode),
+    then: NormRelu,
 ) -> Result<Tensor> {
     let ((batch, inputs, height, width), outputs) = (x.dims4()?, weight.dim(1)?);
-    let fits = weight.dims() == [inputs, outputs, 2, 2]
-        && [bias, &norm.weight].iter().all(|t| t.elem_count() == outputs);
-    match norm.folded(mode, &[x, weight, bias])? {
+    let fits = weight.dims() == [inputs, outputs, 2, 2] && bias.elem_count() == outputs;
+    match then.folded(outputs, &[x, weight, bias])? {
         Some(folded) if fits => {
             count("conv_transpose2x2.norm_relu");
             let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
@@ -61,9 +60,9 @@ pub fn conv_transpose2x2_norm_relu(
             let map = Shape::from((batch, outputs, 2 * height, 2 * width));
             let geometry = adjoint(&map, &weight)?;
             let y = geometry.input_gradient(&values(&weight)?, &values(&x)?, folded.with_relu());
-            Ok(Fresh::on_cpu(y, map).tensor())
+            then.folded_into(y, map)
         }
-        _ => norm.forward_relu(&conv_transpose2x2(x, weight, Some(bias))?, mode),
+        _ => then.forward(&conv_transpose2x2(x, weight, Some(bias))?),
     }
 }
 
@@ -241,10 +240,14 @@ impl CustomOp2 for Fused {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _: &Tensor,
+        y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.backward(x, w, &grad.contiguous()?)
+        spend(y)?;
+        let grad = grad.contiguous()?;
+        let gradients = self.backward(x, w, &grad)?;
+        spend(&grad)?;
+        Ok(gradients)
     }
 }
 
@@ -270,12 +273,14 @@ impl CustomOp3 for Fused {
         x: &Tensor,
         w: &Tensor,
         bias: &Tensor,
-        _: &Tensor,
+        y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        spend(y)?;
         let grad = grad.contiguous()?;
         let (dx, dw) = self.backward(x, w, &grad)?;
         let db = if bias.track_op() { Some(channel_sums(&grad)?) } else { None };
+        spend(&grad)?;
         Ok((dx, dw, db))
     }
 }

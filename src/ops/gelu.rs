@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
 use super::host::{slice, values};
 use super::rows::for_row_blocks;
+use super::spent::spend;
 use super::{count, fusible, gpu, vector};
 
 /// x/2 · (1 + erf(x / √2)).
@@ -37,7 +38,8 @@ impl CustomOp1 for Gelu {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        spend(y)?;
         count("gelu.backward");
         let grad = grad.contiguous()?;
         let mut dx = vec![0.0; x.elem_count()];

@@ -50,6 +50,7 @@ pub(crate) mod rows;
 mod separable;
 mod sequences;
 mod softmax;
+mod spent;
 #[cfg(test)]
 mod twin;
 pub(crate) mod vector;
@@ -66,7 +67,7 @@ pub use activation::Activation;
 pub use add::add;
 pub use attention::{attention, relative_self_attention, self_attention};
 pub use attention_branch::AttentionBranch;
-pub use batch_norm::{BatchNorm, NormMode};
+pub use batch_norm::{BatchNorm, NormMode, NormRelu};
 pub use bottleneck::Bottleneck;
 pub use box_decode::decode_boxes;
 pub use clip_conv::clip_conv;
@@ -94,9 +95,10 @@ pub use product::in_precision;
 pub(crate) use recompute::recomputed;
 pub use relative_position::{RelativePosition, resize_relative_position};
 pub use rescale::rescale;
-pub use resize::{Interpolation, add_resized, resize, resize_bilinear};
+pub use resize::{Interpolation, resize, resize_bilinear};
 pub use roi_align::{Roi, RoiAlign, pyramid_level, roi_align, roi_align_bitmap};
 pub use softmax::{log_softmax, softmax};
+pub(crate) use spent::spending;
 pub use windows::{window_partition, window_unpartition};
 
 static CALLS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());

@@ -1,9 +1,8 @@
 //! Resizing of maps with torch's conventions (no antialiasing).
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Shape, Tensor, bail};
 
-use super::add;
-use super::separable::{Axis, separable};
+use super::separable::{self, Axis, separable};
 
 /// How samples between pixels are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +33,7 @@ pub fn resize(x: &Tensor, size: (usize, usize), mode: Interpolation) -> Result<T
     if (height, width) == size {
         return Ok(x.clone());
     }
-    separable(x, &axis(height, size.0, mode), &axis(width, size.1, mode), None)
+    separable(x, &axis(height, size.0, mode), &axis(width, size.1, mode))
 }
 
 /// [`resize`] in the way of segmentation heads: bilinear, corners not aligned.
@@ -45,20 +44,32 @@ pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     resize(x, size, Interpolation::Bilinear { align_corners: false })
 }
 
-/// [`resize_bilinear`] of `x` to the size of `onto` `[B, C, H, W]`, added to it.
-///
-/// # Errors
-/// If images or channels differ, or a side is 0.
-pub fn add_resized(onto: &Tensor, x: &Tensor) -> Result<Tensor> {
-    let ((batch, channels, height, width), (_, _, h, w)) = (onto.dims4()?, x.dims4()?);
-    if x.dims()[..2] != [batch, channels] || h * w * height * width == 0 {
-        bail!("resize: {:?} cannot be added to {:?}", x.dims(), onto.dims());
+/// [`resize_bilinear`] from one map to the size of another, in operations that have the values themselves.
+pub(super) struct Resized {
+    rows: Axis,
+    columns: Axis,
+}
+
+impl Resized {
+    /// From `x` `[B, C, h, w]` to the shape `to` `[B, C, H, W]`.
+    pub(super) fn new(x: &Tensor, to: &Shape) -> Result<Self> {
+        let ((batch, channels, height, width), (_, _, h, w)) = (to.dims4()?, x.dims4()?);
+        if x.dims()[..2] != [batch, channels] || h * w * height * width == 0 {
+            bail!("resize: {:?} cannot be added to {to:?}", x.dims());
+        }
+        let mode = Interpolation::Bilinear { align_corners: false };
+        Ok(Self { rows: axis(h, height, mode), columns: axis(w, width, mode) })
     }
-    if (h, w) == (height, width) {
-        return add(onto, x);
+
+    /// Adds the resized `x` to `onto`.
+    pub(super) fn add(&self, x: &[f32], onto: &mut [f32]) {
+        separable::add(x, &self.rows, &self.columns, onto);
     }
-    let mode = Interpolation::Bilinear { align_corners: false };
-    separable(x, &axis(h, height, mode), &axis(w, width, mode), Some(onto))
+
+    /// The gradient of the map from that of the sum.
+    pub(super) fn gradient(&self, grad: &[f32]) -> Vec<f32> {
+        separable::run(grad, &self.rows.transposed(), &self.columns.transposed())
+    }
 }
 
 /// The matrix of one axis from `n` to `m` samples.

@@ -1,10 +1,12 @@
 //! Maps under one sparse matrix per axis: what resizing and average pooling have in common.
 
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::fresh::Fresh;
 use super::host::values;
 use super::rows::{filled, scratch};
+use super::spent::spend;
 use super::vector::vectorised;
 use super::{count, fusible, gpu};
 
@@ -70,48 +72,29 @@ impl Axis {
     }
 }
 
-/// `x` `[B, C, H, W]` → `[B, C, rows, columns]`, added to `onto`.
-pub(super) fn separable(
-    x: &Tensor,
-    rows: &Axis,
-    columns: &Axis,
-    onto: Option<&Tensor>,
-) -> Result<Tensor> {
-    let all: Vec<&Tensor> = [x].into_iter().chain(onto).collect();
-    if fusible(&all) && x.elem_count() > 0 {
-        return fused(x, rows, columns, onto);
+/// `x` `[B, C, H, W]` → `[B, C, rows, columns]`.
+pub(super) fn separable(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
+    if fusible(&[x]) && x.elem_count() > 0 {
+        return fused(x, rows, columns);
     }
-    let y = if gpu::runs(&[x]) && x.elem_count() > 0 {
-        gpu::separable(x, rows, columns)?
-    } else {
-        composed(x, rows, columns)?
-    };
-    match onto {
-        Some(onto) => onto + y,
-        None => Ok(y),
+    if gpu::runs(&[x]) && x.elem_count() > 0 {
+        return gpu::separable(x, rows, columns);
     }
+    composed(x, rows, columns)
 }
 
-fn fused(x: &Tensor, rows: &Axis, columns: &Axis, onto: Option<&Tensor>) -> Result<Tensor> {
+fn fused(x: &Tensor, rows: &Axis, columns: &Axis) -> Result<Tensor> {
     count("separable");
     let (batch, channels, _, _) = x.dims4()?;
-    let (x, onto) = (x.contiguous()?, onto.map(Tensor::contiguous).transpose()?);
-    let y = {
-        let onto = onto.as_ref().map(values).transpose()?;
-        run(&values(&x)?, rows, columns, onto.as_deref())
-    };
-    let inputs: Vec<&Tensor> = [&x].into_iter().chain(&onto).collect();
+    let x = x.contiguous()?;
+    let y = run(&values(&x)?, rows, columns);
     let y = Fresh::on_cpu(y, (batch, channels, rows.rows.len(), columns.rows.len()));
     let (rows, columns) = (rows.clone(), columns.clone());
-    y.with_gradient(&inputs, move |inputs, _, grad| {
+    y.with_gradient(&[&x], move |inputs, y, grad| {
+        spend(y)?;
         count("separable.backward");
-        let dx = if inputs[0].track_op() {
-            let dx = run(&values(grad)?, &rows.transposed(), &columns.transposed(), None);
-            Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)
-        } else {
-            None
-        };
-        Ok([dx, Some(grad.clone())].into_iter().take(inputs.len()).collect())
+        let dx = run(&values(grad)?, &rows.transposed(), &columns.transposed());
+        Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)])
     })
 }
 
@@ -228,44 +211,78 @@ impl Dense {
     }
 }
 
-/// Every plane of `x`, plus `onto`; first along the axis that leaves less to do along the other.
-fn run(x: &[f32], rows: &Axis, columns: &Axis, onto: Option<&[f32]>) -> Vec<f32> {
-    let (height, width) = (rows.inputs, columns.inputs);
-    let (rows, columns) = (Dense::new(rows), Dense::new(columns));
-    let area = rows.outputs() * columns.outputs();
-    let count = x.len() / (height * width);
+/// Every plane of `x`.
+pub(super) fn run(x: &[f32], rows: &Axis, columns: &Axis) -> Vec<f32> {
+    let planes = Planes::new(rows, columns);
+    let (from, to) = (planes.inputs(), planes.outputs());
     // Enough planes at a time to outweigh the start of a task.
-    let planes = (1usize << 14).div_ceil(area + height * width);
-    filled(count * area, planes * area, |i, out| {
-        let x = &x[i * planes * height * width..];
-        let onto = onto.map(|onto| &onto[i * planes * area..]);
+    let at_once = (1usize << 14).div_ceil(from + to);
+    filled(x.len() / from * to, at_once * to, |i, out| {
+        let x = x[i * at_once * from..].chunks_exact(from);
+        vectorised(
+            #[inline(always)]
+            || out.chunks_exact_mut(to).zip(x).for_each(|(y, x)| planes.one(x, y)),
+        );
+    })
+}
+
+/// Adds every plane of `x` to those of `onto`.
+pub(super) fn add(x: &[f32], rows: &Axis, columns: &Axis, onto: &mut [f32]) {
+    let planes = Planes::new(rows, columns);
+    let (from, to) = (planes.inputs(), planes.outputs());
+    onto.par_chunks_exact_mut(to).zip(x.par_chunks_exact(from)).for_each(|(onto, x)| {
+        let mut y = scratch(to);
         vectorised(
             #[inline(always)]
             || {
-                let maps = out.chunks_exact_mut(area).zip(x.chunks_exact(height * width));
-                for (map, (y, x)) in maps.enumerate() {
-                    if rows.outputs() >= height {
-                        let mut lines = scratch(height * columns.outputs());
-                        for (line, x) in
-                            lines.chunks_exact_mut(columns.outputs()).zip(x.chunks_exact(width))
-                        {
-                            columns.along(x, line);
-                        }
-                        rows.across(&lines, columns.outputs(), y);
-                    } else {
-                        let mut lines = scratch(rows.outputs() * width);
-                        rows.across(x, width, &mut lines);
-                        for (y, line) in
-                            y.chunks_exact_mut(columns.outputs()).zip(lines.chunks_exact(width))
-                        {
-                            columns.along(line, y);
-                        }
-                    }
-                    if let Some(onto) = onto {
-                        y.iter_mut().zip(&onto[map * area..]).for_each(|(y, onto)| *y += onto);
-                    }
-                }
+                planes.one(x, &mut y);
+                onto.iter_mut().zip(&*y).for_each(|(onto, y)| *onto += y);
             },
         );
-    })
+    });
+}
+
+/// Both axes of a plane.
+struct Planes {
+    rows: Dense,
+    columns: Dense,
+    height: usize,
+    width: usize,
+}
+
+impl Planes {
+    fn new(rows: &Axis, columns: &Axis) -> Self {
+        let (height, width) = (rows.inputs, columns.inputs);
+        Self { rows: Dense::new(rows), columns: Dense::new(columns), height, width }
+    }
+
+    /// Values of a plane that goes in.
+    fn inputs(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Values of one that comes out.
+    fn outputs(&self) -> usize {
+        self.rows.outputs() * self.columns.outputs()
+    }
+
+    /// One plane, first along the axis that leaves less to do along the other.
+    #[inline(always)]
+    fn one(&self, x: &[f32], y: &mut [f32]) {
+        let Self { rows, columns, height, width } = self;
+        let columns_out = columns.outputs();
+        if rows.outputs() >= *height {
+            let mut lines = scratch(height * columns_out);
+            for (line, x) in lines.chunks_exact_mut(columns_out).zip(x.chunks_exact(*width)) {
+                columns.along(x, line);
+            }
+            rows.across(&lines, columns_out, y);
+        } else {
+            let mut lines = scratch(rows.outputs() * width);
+            rows.across(x, *width, &mut lines);
+            for (y, line) in y.chunks_exact_mut(columns_out).zip(lines.chunks_exact(*width)) {
+                columns.along(line, y);
+            }
+        }
+    }
 }

@@ -37,15 +37,20 @@ impl ConvModule {
     /// If the channels differ.
     pub fn forward(&self, x: &Tensor, ctx: Option<&StepContext>) -> Result<Tensor> {
         let conv = Conv2d { padding: self.padding, ..Conv2d::default() };
-        ops::conv2d_norm_relu(x, &self.weight, conv, (&self.bn, NormMode::of(ctx)))
+        ops::conv2d_norm_relu(x, &self.weight, conv, self.bn.relu(NormMode::of(ctx)))
     }
 
-    /// [`Self::forward`] of a level of the pyramid; the kernel is 1×1.
+    /// [`Self::forward`] of a level of the pyramid, plus `coarse` `[B, output, h′, w′]` at its size; the kernel is 1×1.
     ///
     /// # Errors
     /// If the channels differ.
-    pub fn forward_level(&self, level: &Level, ctx: Option<&StepContext>) -> Result<Tensor> {
-        level.mixed_norm_relu(&self.weight, (&self.bn, NormMode::of(ctx)))
+    pub fn forward_lateral(
+        &self,
+        level: &Level,
+        coarse: &Tensor,
+        ctx: Option<&StepContext>,
+    ) -> Result<Tensor> {
+        level.mixed_norm_relu(&self.weight, self.bn.relu(NormMode::of(ctx)).plus(coarse))
     }
 
     /// [`Self::forward`] of `parts` side by side, each `[B, Cᵢ, hᵢ, wᵢ]` resized to `size` first; the kernel is 3×3. Coarse
@@ -59,7 +64,7 @@ impl ConvModule {
         size: (usize, usize),
         ctx: Option<&StepContext>,
     ) -> Result<Tensor> {
-        let norm = (&self.bn, NormMode::of(ctx));
-        ops::conv3x3_joined_norm_relu(parts, &self.weight, size, norm)
+        let then = self.bn.relu(NormMode::of(ctx));
+        ops::conv3x3_joined_norm_relu(parts, &self.weight, size, then)
     }
 }

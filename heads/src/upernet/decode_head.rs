@@ -3,7 +3,6 @@
 use candle_core::{Result, Tensor, bail};
 use rescatter::backbone::pyramid::Level;
 use rescatter::head::StepContext;
-use rescatter::ops;
 use rescatter::params::Scope;
 
 use super::{ConvModule, PyramidPooling};
@@ -98,8 +97,7 @@ impl DecodeHead {
         let mut lateral = self.bottleneck.forward_joined(&context, size_of(&top)?, ctx)?;
         let mut outputs = vec![lateral.clone()];
         for (i, level) in finer.iter().enumerate().rev() {
-            let own = self.lateral_convs[i].forward_level(level, ctx)?;
-            lateral = ops::add_resized(&own, &lateral)?;
+            lateral = self.lateral_convs[i].forward_lateral(level, &lateral, ctx)?;
             outputs.push(self.fpn_convs[i].forward(&lateral, ctx)?);
         }
         outputs.reverse();

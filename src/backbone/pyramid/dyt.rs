@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{self, BatchNorm, Conv2d, NormMode};
+use crate::ops::{self, Conv2d, NormRelu};
 use crate::params::{Init, Scope};
 
 /// Four taps of stride p → maps of strides p/4, p/2, p and 2p, all as wide as a token.
@@ -42,21 +42,21 @@ impl Level {
         }
     }
 
-    /// The level after the 1×1 convolution `mix` `[O, C, 1, 1]`, the batch norm and a ReLU: `[B, O, h, w]`. Where that saves
+    /// The level after the 1×1 convolution `mix` `[O, C, 1, 1]`, a batch norm and a ReLU: `[B, O, h, w]`. Where that saves
     /// arithmetic, the level is enlarged and mixed in one step.
     ///
     /// # Errors
     /// If the channels differ.
-    pub fn mixed_norm_relu(&self, mix: &Tensor, norm: (&BatchNorm, NormMode)) -> Result<Tensor> {
+    pub fn mixed_norm_relu(&self, mix: &Tensor, then: NormRelu) -> Result<Tensor> {
         if let Self::Deconvolution { x, weight, bias } = self {
             let (_, inputs, height, width) = x.dims4()?;
             let channels = [inputs, weight.dim(1)?, mix.dim(0)?];
             if ops::mixing_first_pays(height * width, channels) {
                 let (weight, bias) = ops::mix_deconvolution(weight, bias, mix)?;
-                return ops::conv_transpose2x2_norm_relu(x, &weight, &bias, norm);
+                return ops::conv_transpose2x2_norm_relu(x, &weight, &bias, then);
             }
         }
-        ops::conv2d_norm_relu(&self.map()?, mix, Conv2d::default(), norm)
+        ops::conv2d_norm_relu(&self.map()?, mix, Conv2d::default(), then)
     }
 }
 

@@ -1,19 +1,20 @@
 //! Batch normalisation, with its ReLU if wanted, in one pass over the map after its statistics.
 
-use std::sync::{Arc, OnceLock};
-
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::ops::activation::{Activation, at_least};
 use crate::ops::count;
-use crate::ops::host::{slice, values};
-use crate::ops::rows::{filled, scratch};
+use crate::ops::fresh::{Fresh, bundle};
+use crate::ops::host::values;
+use crate::ops::resize::Resized;
+use crate::ops::rows::{Scratch, filled, scratch};
+use crate::ops::spent::spend;
 use crate::ops::vector::{sum_of, vectorised};
 use crate::world::World;
 
 /// What each channel is normalised with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Stats {
     pub(super) mean: Vec<f32>,
     pub(super) var: Vec<f32>,
@@ -21,102 +22,90 @@ pub(super) struct Stats {
     pub(super) count: f64,
 }
 
-/// Where the statistics come from, and so whether the gradient passes through them.
-#[derive(Debug, Clone)]
-pub(super) enum Source {
-    /// Filled in by the forward pass, over the batches of all processes.
-    Batch(Arc<OnceLock<Stats>>, World),
-    Given(Stats),
+impl Stats {
+    /// Mean and variance (divisor n) of every channel of `x` `[B, C, H, W]`, contiguous, the variance about the mean that was found;
+    /// over the maps of all processes.
+    pub(super) fn of(x: &Tensor, world: World) -> Result<Self> {
+        Map::new(&values(x)?, x)?.stats(world)
+    }
 }
 
-/// The operation on (x, weight, bias).
+/// The operation on a contiguous map, and what its backward pass needs besides that.
 pub(super) struct Fused {
-    pub(super) source: Source,
+    pub(super) stats: Stats,
+    /// The processes whose batches the statistics are: the gradient passes through them. `None` if they are given.
+    pub(super) world: Option<World>,
     pub(super) eps: f64,
     pub(super) activation: Activation,
+    /// `[C]`, contiguous.
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
 }
 
-impl CustomOp3 for Fused {
-    fn name(&self) -> &'static str {
-        "batch_norm"
+impl Fused {
+    /// The result for `x` `[B, C, H, W]` and its gradient; added to `plus`, resized.
+    pub(super) fn tensor(self, x: &Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
+        let plus = plus.map(Tensor::contiguous).transpose()?;
+        let resized = plus.as_ref().map(|plus| Resized::new(plus, x.shape())).transpose()?;
+        let mut y = self.forward(x)?;
+        if let (Some(plus), Some(resized)) = (&plus, &resized) {
+            resized.add(&values(plus)?, &mut y);
+        }
+        let affine = bundle(&[self.weight.clone(), self.bias.clone()])?;
+        let inputs: Vec<&Tensor> = [x, &affine].into_iter().chain(&plus).collect();
+        Fresh::on_cpu(y, x.shape()).with_gradient(&inputs, move |inputs, y, grad| {
+            spend(y)?;
+            let of_plus = match (&resized, inputs.get(2)) {
+                (Some(resized), Some(plus)) if plus.track_op() => {
+                    let of_plus = resized.gradient(&values(grad)?);
+                    Some(Tensor::from_vec(of_plus, plus.shape(), &Device::Cpu)?)
+                }
+                _ => None,
+            };
+            let [of_x, of_affine] = self.backward(inputs[0], grad)?;
+            spend(grad)?;
+            Ok([of_x, of_affine, of_plus].into_iter().take(inputs.len()).collect())
+        })
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    fn forward(&self, x: &Tensor) -> Result<Vec<f32>> {
         count("batch_norm");
-        let (_, channels, height, width) = layout.shape().dims4()?;
-        let map = Map { values: slice(x, layout)?, channels, area: height * width };
-        let stats = match &self.source {
-            Source::Batch(cell, world) => {
-                let stats = map.stats(*world)?;
-                cell.get_or_init(|| stats)
-            }
-            Source::Given(stats) => stats,
-        };
-        let (weight, bias) = (slice(weight, weight_layout)?, slice(bias, bias_layout)?);
-        let y = map.planes_of(
+        let (lines, floor) = (self.lines()?, self.activation.floor());
+        Ok(Map::new(&values(x)?, x)?.planes_of(
             #[inline(always)]
             |c, x, y| {
-                let (mean, bias) = (stats.mean[c], bias[c]);
-                let scale = self.inverse_deviation(stats.var[c]) * weight[c];
-                let floor = self.activation.floor();
-                for (y, &x) in y.iter_mut().zip(x) {
-                    *y = at_least(floor, (x - mean).mul_add(scale, bias));
-                }
+                let line = lines[c];
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = at_least(floor, line.of(x)));
             },
-        );
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        ))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    /// The gradients of the map and of weight and bias, one after the other.
+    fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         count("batch_norm.backward");
-        let (_, channels, height, width) = x.dims4()?;
-        let (xs, ys, grad) = (values(x)?, values(y)?, grad.contiguous()?);
-        let (xs, ys, grads): (&[f32], &[f32], _) = (&xs, &ys, values(&grad)?);
-        let map = Map { values: xs, channels, area: height * width };
+        let (xs, grads) = (values(x)?, values(grad)?);
+        let map = Map::new(&xs, x)?;
+        let lines = self.lines()?;
         // Under a ReLU only the positive outputs pass a gradient on.
-        let upstream = Upstream {
-            grads: &grads,
-            outputs: matches!(self.activation, Activation::Relu).then_some(ys),
-        };
-        let (stats, shared) = match &self.source {
-            Source::Batch(cell, world) => match cell.get() {
-                Some(stats) => (stats, Some(world)),
-                None => bail!("batch_norm: the forward pass kept nothing for the gradient"),
-            },
-            Source::Given(stats) => (stats, None),
-        };
-        let sums = map.gradient_sums(&upstream, &stats.mean);
+        let positive = matches!(self.activation, Activation::Relu).then_some(&lines[..]);
+        let upstream = Upstream { grads: &grads, positive };
+        let sums = map.gradient_sums(&upstream, &self.stats.mean);
         // Through the statistics every value depends on the gradients of all processes.
-        let all_sums = match shared {
-            Some(world) => over_ranks(&sums, *world)?,
+        let all_sums = match self.world {
+            Some(world) => over_ranks(&sums, world)?,
             None => Vec::new(),
         };
-        let deviation = |c: usize| self.inverse_deviation(stats.var[c]);
-        let dx = if x.track_op() {
-            let weight = values(weight)?;
+        let deviation = |c: usize| self.inverse_deviation(self.stats.var[c]);
+        let of_x = if x.track_op() {
             let dx = map.planes_with(
                 &upstream,
                 #[inline(always)]
                 |c, x, g, dx| {
-                    let (mean, scale) = (stats.mean[c], deviation(c) * weight[c]);
+                    let Line { mean, scale, .. } = lines[c];
                     if let Some((plain, product)) = all_sums.get(c) {
-                        let mean_grad = (plain / stats.count) as f32;
-                        let slope = (product / stats.count) as f32 * deviation(c) * deviation(c);
+                        let mean_grad = (plain / self.stats.count) as f32;
+                        let slope =
+                            (product / self.stats.count) as f32 * deviation(c) * deviation(c);
                         for ((d, &g), &x) in dx.iter_mut().zip(g).zip(x) {
                             *d = scale * ((mean - x).mul_add(slope, g) - mean_grad);
                         }
@@ -129,17 +118,10 @@ impl CustomOp3 for Fused {
         } else {
             None
         };
-        let of_channels = |f: &dyn Fn(usize) -> f32| {
-            Tensor::from_vec((0..channels).map(f).collect::<Vec<f32>>(), channels, &Device::Cpu)
-                .map(Some)
-        };
-        let dw = if weight.track_op() {
-            of_channels(&|c| sums[c].1 as f32 * deviation(c))?
-        } else {
-            None
-        };
-        let db = if bias.track_op() { of_channels(&|c| sums[c].0 as f32)? } else { None };
-        Ok((dx, dw, db))
+        let of_weight = sums.iter().enumerate().map(|(c, sums)| sums.1 as f32 * deviation(c));
+        let of_both: Vec<f32> = of_weight.chain(sums.iter().map(|sums| sums.0 as f32)).collect();
+        let count = of_both.len();
+        Ok([of_x, Some(Tensor::from_vec(of_both, count, &Device::Cpu)?)])
     }
 }
 
@@ -154,23 +136,54 @@ impl Fused {
     fn inverse_deviation(&self, var: f32) -> f32 {
         (1.0 / (f64::from(var) + self.eps).sqrt()) as f32
     }
+
+    /// What the norm is on each channel.
+    fn lines(&self) -> Result<Vec<Line>> {
+        let (weight, bias) = (values(&self.weight)?, values(&self.bias)?);
+        let of_channel = |(c, (weight, &bias)): (usize, (&f32, &f32))| Line {
+            mean: self.stats.mean[c],
+            scale: self.inverse_deviation(self.stats.var[c]) * weight,
+            bias,
+        };
+        Ok(weight.iter().zip(&*bias).enumerate().map(of_channel).collect())
+    }
 }
 
-/// Gradients of the outputs, and the outputs where they decide which gradients count.
+/// (x − mean) · scale + bias, rounded the same in both passes.
+#[derive(Clone, Copy)]
+struct Line {
+    mean: f32,
+    scale: f32,
+    bias: f32,
+}
+
+impl Line {
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        (x - self.mean).mul_add(self.scale, self.bias)
+    }
+}
+
+/// Gradients of the outputs, and the norm of every channel where only positive outputs pass them on.
 struct Upstream<'a> {
     grads: &'a [f32],
-    outputs: Option<&'a [f32]>,
+    positive: Option<&'a [Line]>,
 }
 
 impl Upstream<'_> {
-    /// The gradient of one plane; `buffer` is used where it has to be masked.
+    /// The gradient of one plane of a channel, of which `x` is the input; `buffer` is used where it has to be masked.
     #[inline(always)]
-    fn plane<'a>(&'a self, plane: usize, area: usize, buffer: &'a mut [f32]) -> &'a [f32] {
-        let grads = &self.grads[plane * area..][..area];
-        let Some(outputs) = self.outputs else { return grads };
-        let outputs = &outputs[plane * area..][..area];
-        for ((b, &g), &y) in buffer.iter_mut().zip(grads).zip(outputs) {
-            *b = if y > 0.0 { g } else { 0.0 };
+    fn plane<'a>(
+        &'a self,
+        (plane, channel): (usize, usize),
+        x: &[f32],
+        buffer: &'a mut [f32],
+    ) -> &'a [f32] {
+        let grads = &self.grads[plane * x.len()..][..x.len()];
+        let Some(lines) = self.positive else { return grads };
+        let line = lines[channel];
+        for ((b, &g), &x) in buffer.iter_mut().zip(grads).zip(x) {
+            *b = if line.of(x) > 0.0 { g } else { 0.0 };
         }
         buffer
     }
@@ -183,7 +196,13 @@ struct Map<'a> {
     area: usize,
 }
 
-impl Map<'_> {
+impl<'a> Map<'a> {
+    /// The `values` of `x` `[B, C, H, W]`.
+    fn new(values: &'a [f32], x: &Tensor) -> Result<Self> {
+        let (_, channels, height, width) = x.dims4()?;
+        Ok(Self { values, channels, area: height * width })
+    }
+
     fn images(&self) -> usize {
         self.values.len() / (self.channels * self.area).max(1)
     }
@@ -196,8 +215,6 @@ impl Map<'_> {
         })
     }
 
-    /// Mean and variance (divisor n) of every channel, the variance about the mean that was found; over the maps of all
-    /// processes.
     fn stats(&self, world: World) -> Result<Stats> {
         let count = (self.images() * self.area) as f64;
         if world.size > 1 {
@@ -245,16 +262,21 @@ impl Map<'_> {
         )
     }
 
+    /// Room for a plane of gradients, if they are to be masked.
+    fn scratch(&self, upstream: &Upstream) -> Scratch {
+        scratch(if upstream.positive.is_some() { self.area } else { 0 })
+    }
+
     /// For every channel Σ g and Σ g·(x − mean).
     fn gradient_sums(&self, upstream: &Upstream, mean: &[f32]) -> Vec<(f64, f64)> {
         let of_channel = |channel: usize| {
-            let mut buffer = scratch(if upstream.outputs.is_some() { self.area } else { 0 });
+            let mut buffer = self.scratch(upstream);
             vectorised(
                 #[inline(always)]
                 || {
                     let (mut plain, mut product) = (0.0, 0.0);
                     for (plane, x) in self.planes(channel) {
-                        let g = upstream.plane(plane, self.area, &mut buffer);
+                        let g = upstream.plane((plane, channel), x, &mut buffer);
                         plain += f64::from(sum_of(g, g, |g, _| g));
                         product += f64::from(sum_of(g, x, |g, x| g * (x - mean[channel])));
                     }
@@ -284,10 +306,13 @@ impl Map<'_> {
     ) -> Vec<f32> {
         filled(self.values.len(), self.area, |plane, out| {
             let x = &self.values[plane * self.area..][..self.area];
-            let mut buffer = scratch(if upstream.outputs.is_some() { self.area } else { 0 });
+            let mut buffer = self.scratch(upstream);
             vectorised(
                 #[inline(always)]
-                || f(plane % self.channels, x, upstream.plane(plane, self.area, &mut buffer), out),
+                || {
+                    let channel = plane % self.channels;
+                    f(channel, x, upstream.plane((plane, channel), x, &mut buffer), out);
+                },
             );
         })
     }

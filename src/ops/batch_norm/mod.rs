@@ -1,16 +1,16 @@
 //! Batch normalisation of maps: statistics per channel over images and pixels.
 
 mod fused;
-
-use std::sync::{Arc, OnceLock};
+mod relu;
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 
-use self::fused::{Fused, Source, Stats};
+use self::fused::{Fused, Stats};
+pub use self::relu::NormRelu;
 use super::activation::Activation;
 use super::epilogue::Epilogue;
 use super::host::values;
-use super::{fusible, gpu};
+use super::{fusible, gpu, resize_bilinear};
 use crate::head::StepContext;
 use crate::params::{Init, Scope};
 use crate::world::World;
@@ -101,20 +101,12 @@ impl BatchNorm {
     /// # Errors
     /// If the channels differ, or batch statistics are asked of a single value per channel.
     pub fn forward(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
-        self.apply(x, mode, Activation::None)
-    }
-
-    /// `max(forward(x), 0)`.
-    ///
-    /// # Errors
-    /// As [`BatchNorm::forward`].
-    pub fn forward_relu(&self, x: &Tensor, mode: NormMode) -> Result<Tensor> {
-        self.apply(x, mode, Activation::Relu)
+        self.apply(x, mode, Activation::None, None)
     }
 
     /// The norm as a factor and a summand for every channel, where `mode` makes it one and neither it nor `others`, what it is
     /// to be folded into, want gradients.
-    pub(super) fn folded(&self, mode: NormMode, others: &[&Tensor]) -> Result<Option<Folded>> {
+    fn folded(&self, mode: NormMode, others: &[&Tensor]) -> Result<Option<Folded>> {
         let own = [&self.weight, &self.bias];
         let tracked = own.iter().chain(others).any(|t| t.track_op());
         let statistics = [self.running_mean.as_tensor(), self.running_var.as_tensor()];
@@ -132,7 +124,14 @@ impl BatchNorm {
         Ok(Some(Folded { scale, shift }))
     }
 
-    fn apply(&self, x: &Tensor, mode: NormMode, activation: Activation) -> Result<Tensor> {
+    /// Norm, activation, and the sum with the resized `plus`.
+    fn apply(
+        &self,
+        x: &Tensor,
+        mode: NormMode,
+        activation: Activation,
+        plus: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
         if channels != self.weight.elem_count() {
             bail!(
@@ -152,42 +151,46 @@ impl BatchNorm {
             );
         }
         let all = [x, &self.weight, &self.bias, &self.running_mean, &self.running_var];
-        if gpu::runs(&all) && count > 0 {
-            return self.on_gpu(x, count, mode, activation);
+        let with_sum: Vec<&Tensor> = all.into_iter().chain(plus).collect();
+        if fusible(&with_sum) && count > 0 {
+            return self.fused(x, mode, activation, plus);
         }
-        if fusible(&all) && count > 0 {
-            return self.fused(x, mode, activation);
-        }
-        let y = match mode {
-            NormMode::Running => self.running(x)?,
-            NormMode::Batch { .. } => self.batch(x, count, mode)?,
+        let y = if gpu::runs(&all) && count > 0 {
+            self.on_gpu(x, count, mode, activation)?
+        } else {
+            activation.composed(match mode {
+                NormMode::Running => self.running(x)?,
+                NormMode::Batch { .. } => self.batch(x, count, mode)?,
+            })?
         };
-        activation.composed(y)
+        match plus {
+            Some(map) => y + resize_bilinear(map, (height, width))?,
+            None => Ok(y),
+        }
     }
 
-    fn fused(&self, x: &Tensor, mode: NormMode, activation: Activation) -> Result<Tensor> {
-        let found = Arc::new(OnceLock::new());
-        let source = match mode {
-            NormMode::Batch { world, .. } => Source::Batch(found.clone(), world),
-            NormMode::Running => Source::Given(Stats {
-                mean: values(&self.running_mean)?.to_vec(),
-                var: values(&self.running_var)?.to_vec(),
-                count: 0.0,
-            }),
+    fn fused(
+        &self,
+        x: &Tensor,
+        mode: NormMode,
+        activation: Activation,
+        plus: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let (stats, world) = match mode {
+            NormMode::Batch { world, .. } => (Stats::of(&x, world)?, Some(world)),
+            NormMode::Running => {
+                let (mean, var) = (values(&self.running_mean)?, values(&self.running_var)?);
+                (Stats { mean: mean.to_vec(), var: var.to_vec(), count: 0.0 }, None)
+            }
         };
-        let op = Fused { source, eps: self.eps, activation };
-        let y =
-            x.contiguous()?.apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)?;
-        if let (NormMode::Batch { update: true, .. }, Some(Stats { mean, var, count })) =
-            (mode, found.get())
-        {
-            let var = Tensor::new(var.as_slice(), &Device::Cpu)?;
-            self.follow(
-                &Tensor::new(mean.as_slice(), &Device::Cpu)?,
-                &(var * (count / (count - 1.0)))?,
-            )?;
+        if let NormMode::Batch { update: true, .. } = mode {
+            let unbiased = stats.count / (stats.count - 1.0);
+            let var = Tensor::new(stats.var.as_slice(), &Device::Cpu)?;
+            self.follow(&Tensor::new(stats.mean.as_slice(), &Device::Cpu)?, &(var * unbiased)?)?;
         }
-        Ok(y)
+        let (weight, bias) = (self.weight.contiguous()?, self.bias.contiguous()?);
+        Fused { stats, world, eps: self.eps, activation, weight, bias }.tensor(&x, plus)
     }
 
     fn on_gpu(

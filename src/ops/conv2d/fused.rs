@@ -15,6 +15,7 @@ use crate::ops::epilogue::Epilogue;
 use crate::ops::gemm::{Mat, MatMut, Threads, gemm};
 use crate::ops::host::{slice, values};
 use crate::ops::rows::{filled, zeros};
+use crate::ops::spent::spend;
 
 /// The convolution as one operation with its own backward pass.
 pub(super) fn apply(
@@ -81,10 +82,14 @@ impl CustomOp2 for Fused {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _: &Tensor,
+        y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.backward(x, w, &grad.contiguous()?)
+        spend(y)?;
+        let grad = grad.contiguous()?;
+        let gradients = self.backward(x, w, &grad)?;
+        spend(&grad)?;
+        Ok(gradients)
     }
 }
 
@@ -110,12 +115,14 @@ impl CustomOp3 for Fused {
         x: &Tensor,
         w: &Tensor,
         bias: &Tensor,
-        _: &Tensor,
+        y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        spend(y)?;
         let grad = grad.contiguous()?;
         let (dx, dw) = self.backward(x, w, &grad)?;
         let db = if bias.track_op() { Some(channel_sums(&grad)?) } else { None };
+        spend(&grad)?;
         Ok((dx, dw, db))
     }
 }

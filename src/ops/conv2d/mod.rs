@@ -10,9 +10,8 @@ mod winograd;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::fresh::Fresh;
 use super::host::values;
-use super::{BatchNorm, NormMode, count, fusible};
+use super::{NormRelu, count, fusible};
 pub(super) use fused::channel_sums;
 pub(super) use grid::{pixels_first, transpose};
 
@@ -159,26 +158,25 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
     }
 }
 
-/// [`conv2d`] without bias, the batch norm and a ReLU: one pass where the running statistics are used and no gradient is wanted.
+/// [`conv2d`] without bias, then batch norm and ReLU: one pass where the running statistics are used and no gradient is wanted.
 ///
 /// # Errors
-/// As [`conv2d`] and [`BatchNorm::forward`].
+/// As [`conv2d`] and [`NormRelu::forward`].
 pub fn conv2d_norm_relu(
     x: &Tensor,
     weight: &Tensor,
     conv: Conv2d,
-    (norm, mode): (&BatchNorm, NormMode),
+    then: NormRelu,
 ) -> Result<Tensor> {
     let geometry = Geometry::new(x.shape(), weight.shape(), conv)?;
-    let fits = conv.groups == 1 && norm.weight.elem_count() == geometry.outputs;
-    match norm.folded(mode, &[x, weight])? {
-        Some(folded) if fits => {
+    match then.folded(geometry.outputs, &[x, weight])? {
+        Some(folded) if conv.groups == 1 => {
             count("conv2d.norm_relu");
             let (x, weight) = (x.contiguous()?, weight.contiguous()?);
             let y = geometry.forward(&values(&x)?, &values(&weight)?, folded.with_relu());
-            Ok(Fresh::on_cpu(y, geometry.output_shape()).tensor())
+            then.folded_into(y, geometry.output_shape())
         }
-        _ => norm.forward_relu(&conv2d(x, weight, None, conv)?, mode),
+        _ => then.forward(&conv2d(x, weight, None, conv)?),
     }
 }
 

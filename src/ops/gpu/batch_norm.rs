@@ -134,7 +134,7 @@ mod tests {
                     momentum: 0.1,
                 };
                 let y =
-                    if relu { norm.forward_relu(&t[0], mode) } else { norm.forward(&t[0], mode) }?;
+                    if relu { norm.relu(mode).forward(&t[0]) } else { norm.forward(&t[0], mode) }?;
                 // The running statistics after the step count too.
                 let after = (norm.running_mean.as_detached_tensor()
                     + norm.running_var.as_detached_tensor())?;

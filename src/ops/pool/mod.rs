@@ -44,7 +44,7 @@ pub fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
     let windows = Windows { kernel, stride, padding: 0 };
     let axis =
         |n: usize| Axis::new(n, windows.outputs(n), |j| mean(j * stride, j * stride + kernel));
-    separable(x, &axis(height), &axis(width), None)
+    separable(x, &axis(height), &axis(width))
 }
 
 /// The map as `size.0 × size.1` means: bin j of m covers the pixels ⌊j·n/m⌋ to ⌈(j + 1)·n/m⌉ − 1.
@@ -57,7 +57,7 @@ pub fn adaptive_avg_pool2d(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
         bail!("adaptive_avg_pool2d: cannot pool {height}x{width} to {}x{}", size.0, size.1);
     }
     let axis = |n: usize, m: usize| Axis::new(n, m, |j| mean(j * n / m, ((j + 1) * n).div_ceil(m)));
-    separable(x, &axis(height, size.0), &axis(width, size.1), None)
+    separable(x, &axis(height, size.0), &axis(width, size.1))
 }
 
 fn mean(start: usize, end: usize) -> Vec<(usize, f64)> {
