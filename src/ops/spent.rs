@@ -42,8 +42,13 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
+    use crate::ops::map_tests::trained_norm;
     use crate::ops::twin::random;
-    use crate::ops::{Conv2d, conv2d, conv3x3_joined, gelu};
+    use crate::ops::{
+        BatchNorm, Conv2d, NormMode, conv_transpose2x2, conv2d, conv3x3_joined, gelu,
+        resize_bilinear,
+    };
+    use crate::world::World;
 
     /// Values that are there.
     fn held(t: &Tensor) -> usize {
@@ -55,25 +60,37 @@ mod tests {
 
     #[test]
     fn what_was_read_for_the_last_time_is_gone_and_the_gradients_are_the_same() -> Result<()> {
-        let x = Var::from_tensor(&random(&[1, 4, 6, 6], 1)?)?;
-        let weights = [(8, 4), (4, 8), (3, 12)];
-        let weights: Vec<Var> = weights
-            .iter()
-            .map(|&(o, i)| Var::from_tensor(&random(&[o, i, 3, 3], 2)?))
-            .collect::<Result<_>>()?;
-        let forward = || -> Result<[Tensor; 3]> {
-            let first = gelu(&conv2d(&x, &weights[0], None, Conv2d::same(3))?)?;
-            let second = conv2d(&first, &weights[1], None, Conv2d::same(3))?;
-            let last = conv3x3_joined(&[first.clone(), second], &weights[2], (6, 6))?;
-            Ok([first, last.clone(), last.sqr()?.sum_all()?])
+        let shapes: [&[usize]; 7] = [
+            &[1, 4, 6, 6],
+            &[8, 4, 3, 3],
+            &[4, 8, 3, 3],
+            &[3, 12, 3, 3],
+            &[3, 3, 2, 2],
+            &[3],
+            &[3],
+        ];
+        let vars = shapes.iter().map(|shape| Var::from_tensor(&random(shape, 1)?));
+        let vars: Vec<Var> = vars.collect::<Result<_>>()?;
+        let [x, first, second, join, up, weight, bias] = &vars[..] else { unreachable!() };
+        let (weight, bias) = (weight.as_tensor().clone(), bias.as_tensor().clone());
+        let norm = BatchNorm { weight, bias, ..trained_norm(3)? };
+        let mode = NormMode::Batch { update: false, world: World::SINGLE };
+        let forward = || -> Result<[Tensor; 4]> {
+            let fine = gelu(&conv2d(x, first, None, Conv2d::same(3))?)?;
+            let parts = [fine.clone(), conv2d(&fine, second, None, Conv2d::same(3))?];
+            let joined = conv3x3_joined(&parts, join, (6, 6))?;
+            let large = conv_transpose2x2(&joined, up, None)?;
+            let last = norm.relu(mode).plus(&joined).forward(&large)?;
+            let loss = resize_bilinear(&last, (5, 5))?.sqr()?.sum_all()?;
+            Ok([fine, joined, last, loss])
         };
-        let [first, last, loss] = forward()?;
+        let [fine, joined, last, loss] = forward()?;
         let want = loss.backward()?;
-        assert_eq!((held(&first), held(&last)), (288, 108));
-        let [first, last, loss] = forward()?;
+        assert_eq!([&fine, &joined, &last].map(held), [288, 108, 432]);
+        let [fine, joined, last, loss] = forward()?;
         let found = spending(|| loss.backward())?;
-        assert_eq!((held(&first), held(&last)), (0, 0));
-        for var in weights.iter().chain([&x]) {
+        assert_eq!([&fine, &joined, &last].map(held), [0, 0, 0]);
+        for var in &vars {
             let (want, found) = (want.get(var).unwrap(), found.get(var).unwrap());
             assert_eq!(
                 want.flatten_all()?.to_vec1::<f32>()?,
