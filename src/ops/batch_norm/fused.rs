@@ -80,6 +80,17 @@ impl Fused {
         ))
     }
 
+    /// What the norm is on each channel.
+    fn lines(&self) -> Result<Vec<Line>> {
+        let (weight, bias) = (values(&self.weight)?, values(&self.bias)?);
+        let of_channel = |(c, (weight, &bias)): (usize, (&f32, &f32))| Line {
+            mean: self.stats.mean[c],
+            scale: inverse_deviation(self.stats.var[c], self.eps) * weight,
+            bias,
+        };
+        Ok(weight.iter().zip(&*bias).enumerate().map(of_channel).collect())
+    }
+
     /// The gradients of the map and of weight and bias, one after the other.
     fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         count("batch_norm.backward");
@@ -95,7 +106,7 @@ impl Fused {
             Some(world) => over_ranks(&sums, world)?,
             None => Vec::new(),
         };
-        let deviation = |c: usize| self.inverse_deviation(self.stats.var[c]);
+        let deviation = |c: usize| inverse_deviation(self.stats.var[c], self.eps);
         let of_x = if x.track_op() {
             let dx = map.planes_with(
                 &upstream,
@@ -132,21 +143,9 @@ fn over_ranks(sums: &[(f64, f64)], world: World) -> Result<Vec<(f64, f64)>> {
     Ok(flat.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
-impl Fused {
-    fn inverse_deviation(&self, var: f32) -> f32 {
-        (1.0 / (f64::from(var) + self.eps).sqrt()) as f32
-    }
-
-    /// What the norm is on each channel.
-    fn lines(&self) -> Result<Vec<Line>> {
-        let (weight, bias) = (values(&self.weight)?, values(&self.bias)?);
-        let of_channel = |(c, (weight, &bias)): (usize, (&f32, &f32))| Line {
-            mean: self.stats.mean[c],
-            scale: self.inverse_deviation(self.stats.var[c]) * weight,
-            bias,
-        };
-        Ok(weight.iter().zip(&*bias).enumerate().map(of_channel).collect())
-    }
+/// 1 / sqrt(var + eps).
+pub(super) fn inverse_deviation(var: f32, eps: f64) -> f32 {
+    (1.0 / (f64::from(var) + eps).sqrt()) as f32
 }
 
 /// (x − mean) · scale + bias, rounded the same in both passes.

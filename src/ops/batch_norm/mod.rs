@@ -5,7 +5,7 @@ mod relu;
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 
-use self::fused::{Fused, Stats};
+use self::fused::{Fused, Stats, inverse_deviation};
 pub use self::relu::NormRelu;
 use super::activation::Activation;
 use super::epilogue::Epilogue;
@@ -117,7 +117,7 @@ impl BatchNorm {
         let (weight, bias) = (self.weight.contiguous()?, self.bias.contiguous()?);
         let (weight, bias) = (values(&weight)?, values(&bias)?);
         let (mean, var) = (values(&self.running_mean)?, values(&self.running_var)?);
-        let factor = |(w, v): (&f32, &f32)| w * (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32;
+        let factor = |(w, v): (&f32, &f32)| w * inverse_deviation(*v, self.eps);
         let scale: Vec<f32> = weight.iter().zip(&*var).map(factor).collect();
         let shift = bias.iter().zip(&*mean).zip(&scale);
         let shift = shift.map(|((b, m), s)| (-m).mul_add(*s, *b)).collect();
