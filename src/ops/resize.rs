@@ -100,6 +100,9 @@ fn linear(source: f64, n: usize) -> Vec<(usize, f64)> {
     let source = source.max(0.0);
     let first = (source as usize).min(n - 1);
     let fraction = source - first as f64;
+    if fraction == 0.0 {
+        return vec![(first, 1.0)];
+    }
     vec![(first, 1.0 - fraction), ((first + 1).min(n - 1), fraction)]
 }
 
