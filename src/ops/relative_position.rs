@@ -6,8 +6,8 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::values;
 use super::resize::{Interpolation, resize};
-use super::rows::scratch;
-use super::vector::{sum_of, vectorised};
+use super::rows::{Scratch, scratch};
+use super::vector::vectorised;
 
 /// The two tables, shared by all heads: row d + K − 1 belongs to the distance d (query − key) of a side of K places.
 #[derive(Debug, Clone)]
@@ -147,65 +147,67 @@ impl PlaceTable {
         (self.grid.0 - 1 - place.0, 2 * self.grid.0 - 1 + self.grid.1 - 1 - place.1)
     }
 
-    /// Adds to the `scores` `[count, places]` of the unscaled `queries` `[count, D]`, which are at `place(0)`, ….
-    pub(crate) fn add_scores(
+    /// What the unscaled `queries` find for every row and every column of keys, each in its lane of `lanes`.
+    pub(crate) fn terms(
         &self,
-        queries: &[f32],
-        place: impl Fn(usize) -> (usize, usize),
-        scores: &mut [f32],
-    ) {
-        let (count, width) = (queries.len() / self.dim, self.distances());
+        queries: &Queries<impl Fn(usize) -> (usize, usize)>,
+        lanes: usize,
+    ) -> PlaceTerms {
+        let (count, width) = (queries.count, self.distances());
         let mut found = scratch(count * width);
-        let queries = Mat::new(queries, count, self.dim);
-        gemm(1.0, queries, self.matrix(), 0.0, MatMut::new(&mut found, count, width), Threads::One);
-        vectorised(
-            #[inline(always)]
-            || {
-                let rows = scores.chunks_exact_mut(self.places()).zip(found.chunks_exact(width));
-                for (i, (scores, found)) in rows.enumerate() {
-                    let (row, column) = self.starts(place(i));
-                    let in_columns = &found[column..column + self.grid.1];
-                    let in_rows = &found[row..row + self.grid.0];
-                    for (scores, &h) in scores.chunks_exact_mut(self.grid.1).zip(in_rows) {
-                        scores.iter_mut().zip(in_columns).for_each(|(s, w)| *s += h + w);
-                    }
-                }
-            },
-        );
+        let product = MatMut::new(&mut found, count, width);
+        gemm(1.0, queries.matrix(self.dim), self.matrix(), 0.0, product, Threads::One);
+        let mut values = scratch((self.grid.0 + self.grid.1) * lanes);
+        values.fill(0.0);
+        for (i, found) in found.chunks_exact(width).enumerate() {
+            let (row, column) = self.starts((queries.at)(i));
+            let found = [&found[row..row + self.grid.0], &found[column..column + self.grid.1]];
+            let of_lane = values[i..].iter_mut().step_by(lanes);
+            of_lane.zip(found.concat()).for_each(|(to, found)| *to = found);
+        }
+        PlaceTerms { values, grid: self.grid, lanes }
     }
 
-    /// The gradient of [`PlaceTable::add_scores`] for that of the scores: adds to `dqueries` `[count, D]`, and to `dtable`
-    /// `[distances, D]` where it is wanted.
+    /// The gradient of [`PlaceTerms::add`] for that of the scores of all keys, `dscores` `[places, lanes]`: adds to `dqueries`,
+    /// which lie as the queries do, and to `dtable` `[distances, D]` where it is wanted.
     pub(crate) fn add_gradient(
         &self,
-        (queries, dscores): (&[f32], &[f32]),
-        place: impl Fn(usize) -> (usize, usize),
+        queries: &Queries<impl Fn(usize) -> (usize, usize)>,
+        dscores: &[f32],
         dqueries: &mut [f32],
         dtable: Option<&mut [f32]>,
     ) {
-        let (count, width) = (queries.len() / self.dim, self.distances());
-        let mut found = scratch(count * width);
-        found.fill(0.0);
+        let (count, width, lanes) =
+            (queries.count, self.distances(), dscores.len() / self.places());
+        let mut sums = scratch((self.grid.0 + self.grid.1) * lanes);
+        sums.fill(0.0);
         vectorised(
             #[inline(always)]
             || {
-                let rows = dscores.chunks_exact(self.places()).zip(found.chunks_exact_mut(width));
-                for (i, (dscores, found)) in rows.enumerate() {
-                    let (row, column) = self.starts(place(i));
-                    for (y, dscores) in dscores.chunks_exact(self.grid.1).enumerate() {
-                        found[row + y] = sum_of(dscores, dscores, |g, _| g);
-                        let in_columns = &mut found[column..column + self.grid.1];
-                        in_columns.iter_mut().zip(dscores).for_each(|(w, g)| *w += g);
+                let (in_rows, in_columns) = sums.split_at_mut(self.grid.0 * lanes);
+                let rows = dscores.chunks_exact(self.grid.1 * lanes);
+                for (dscores, of_row) in rows.zip(in_rows.chunks_exact_mut(lanes)) {
+                    let each = dscores.chunks_exact(lanes).zip(in_columns.chunks_exact_mut(lanes));
+                    for (dscores, of_column) in each {
+                        of_row.iter_mut().zip(dscores).for_each(|(sum, g)| *sum += g);
+                        of_column.iter_mut().zip(dscores).for_each(|(sum, g)| *sum += g);
                     }
                 }
             },
         );
+        let mut found = scratch(count * width);
+        found.fill(0.0);
+        for (i, found) in found.chunks_exact_mut(width).enumerate() {
+            let (row, column) = self.starts((queries.at)(i));
+            let places = (row..row + self.grid.0).chain(column..column + self.grid.1);
+            places.zip(sums[i..].iter().step_by(lanes)).for_each(|(to, sum)| found[to] = *sum);
+        }
         let found = Mat::new(&found, count, width);
-        let dqueries = MatMut::new(dqueries, count, self.dim);
+        let dqueries = MatMut::strided(dqueries, (count, self.dim), (queries.stride, 1));
         gemm(1.0, found, self.matrix().t(), 1.0, dqueries, Threads::One);
         if let Some(dtable) = dtable {
-            let queries = Mat::new(queries, count, self.dim);
-            gemm(1.0, found.t(), queries, 1.0, MatMut::new(dtable, width, self.dim), Threads::One);
+            let dtable = MatMut::new(dtable, width, self.dim);
+            gemm(1.0, found.t(), queries.matrix(self.dim), 1.0, dtable, Threads::One);
         }
     }
 
@@ -219,6 +221,47 @@ impl PlaceTable {
             Tensor::from_vec(rising, (falling.len() / self.dim, self.dim), &Device::Cpu)
         };
         Ok((table(height)?, table(width)?))
+    }
+}
+
+/// Queries at places of a grid.
+pub(crate) struct Queries<'a, At: Fn(usize) -> (usize, usize)> {
+    /// `stride` values apart.
+    pub(crate) rows: &'a [f32],
+    pub(crate) count: usize,
+    pub(crate) stride: usize,
+    /// Row and column of each.
+    pub(crate) at: At,
+}
+
+impl<At: Fn(usize) -> (usize, usize)> Queries<'_, At> {
+    fn matrix(&self, dim: usize) -> Mat<'_> {
+        Mat::strided(self.rows, (self.count, dim), (self.stride, 1))
+    }
+}
+
+/// What queries, each in a lane, add to their scores.
+pub(crate) struct PlaceTerms {
+    /// For the rows of keys, then for their columns, `[rows + columns, lanes]`.
+    values: Scratch,
+    grid: (usize, usize),
+    lanes: usize,
+}
+
+impl PlaceTerms {
+    /// Adds to the `scores` `[keys, lanes]` of the keys from number `first` on.
+    pub(crate) fn add(&self, first: usize, scores: &mut [f32]) {
+        let term = |i: usize| &self.values[i * self.lanes..][..self.lanes];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, scores) in scores.chunks_exact_mut(self.lanes).enumerate() {
+                    let (row, column) = ((first + i) / self.grid.1, (first + i) % self.grid.1);
+                    let both = term(row).iter().zip(term(self.grid.0 + column));
+                    scores.iter_mut().zip(both).for_each(|(score, (h, w))| *score += h + w);
+                }
+            },
+        );
     }
 }
 

@@ -319,7 +319,7 @@ kernels!(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transpose16(rows: &mut [std::arch::x86_64::__m512; 16]) {
+pub(super) fn transpose16(rows: &mut [std::arch::x86_64::__m512; 16]) {
     use std::arch::x86_64::*;
     let mut pairs = [_mm512_setzero_pd(); 16];
     for i in (0..16).step_by(2) {
@@ -350,7 +350,7 @@ fn transpose16(rows: &mut [std::arch::x86_64::__m512; 16]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 #[inline]
-fn transpose8(rows: &mut [std::arch::x86_64::__m256; 8]) {
+pub(super) fn transpose8(rows: &mut [std::arch::x86_64::__m256; 8]) {
     use std::arch::x86_64::*;
     let mut pairs = [_mm256_setzero_pd(); 8];
     for i in (0..8).step_by(2) {

@@ -4,10 +4,13 @@
 //! while one of them packs. Large parts are computed by Strassen's algorithm, the others by the library.
 
 mod kernels;
+mod panels;
 mod strassen;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
+
+pub(crate) use panels::{Left, Panels, Then, VECTORS};
 
 /// A matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
