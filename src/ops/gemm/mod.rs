@@ -1,7 +1,8 @@
 //! Matrix products over slices: `C = alpha · A · B + beta · C` in f32 with any strides, bounds checked.
 //!
-//! Every thread computes its own part of C and packs what it needs for it; the product library's own threads would wait
-//! while one of them packs. Large parts are computed by Strassen's algorithm, the others by the library.
+//! Large products are computed by Strassen's algorithm, the others by the library: every thread computes its own part of C and packs
+//! what it needs for it, because the library's own threads would wait while one of them packs. What lies in the caches
+//! already is multiplied in panels.
 
 mod kernels;
 mod panels;
@@ -144,6 +145,10 @@ pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: MatMut, threads: Threads) 
         Threads::One => 1,
         Threads::Pool => rayon::current_num_threads().min(m * k * n / WORTH_A_THREAD).max(1),
     };
+    let kernels = if c.col_stride == 1 { strassen::kernels_for(&a, &b) } else { None };
+    if let Some(kernels) = kernels {
+        return strassen::multiply(kernels, (alpha, a, b, beta), c, threads);
+    }
     let product = Product {
         alpha,
         a,
@@ -207,12 +212,6 @@ impl Product<'_> {
         let Self { alpha, a, b, beta, c, strides } = *self;
         let (a, b) = (a.part((top, height), (0, a.cols)), b.part((0, b.rows), (left, width)));
         let c = c.wrapping_add(top * strides.0 + left * strides.1);
-        let kernels = if strides.1 == 1 { strassen::kernels_for(&a, &b) } else { None };
-        if let Some(kernels) = kernels {
-            // SAFETY: as below; the values of a row lie side by side.
-            let rows = unsafe { strassen::Rows::new(c, (height, width), strides.0) };
-            return strassen::multiply(kernels, (alpha, a, b, beta), rows);
-        }
         // SAFETY: the constructors checked that every element lies inside its slice and that no two elements of C share a
         // place, and `gemm` that the shapes fit and the part lies inside; C is borrowed exclusively, so it cannot overlap
         // A or B. A product without elements reads and writes nothing.
@@ -284,7 +283,7 @@ mod tests {
             (301, 97, 83),
             (7, 900, 1500),
             (1500, 900, 7),
-            // By Strassen's algorithm on one thread, by the library in parts.
+            // By Strassen's algorithm.
             (500, 400, 600),
         ];
         for (m, k, n) in sizes {
