@@ -1,10 +1,11 @@
 //! Transposed convolution with kernel 2 and stride 2: every pixel becomes a block of 2×2 pixels. With a 1×1 convolution after
 //! it, it is one transposed convolution.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::conv2d::{Conv2d, Geometry, channel_sums};
 use super::epilogue::Epilogue;
+use super::fresh::Fresh;
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::{slice, values};
 use super::product::rounded;
@@ -26,12 +27,7 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
     if fusible(&inputs) {
         let map = Shape::from((batch, outputs, 2 * height, 2 * width));
-        let op = Fused(adjoint(&map, weight)?);
-        let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-        return match bias {
-            Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
-            None => x.apply_op2(&weight, op),
-        };
+        return fused(x, weight, bias, adjoint(&map, weight)?);
     }
     let out = composed(x, weight)?;
     match bias {
@@ -189,100 +185,37 @@ fn composed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 
 /// The adjoint of a convolution with kernel 2 and stride 2: that convolution's input gradient is the forward pass here, and
 /// its forward pass is the input gradient.
-struct Fused(Geometry);
-
-impl Fused {
-    fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
-        count("conv_transpose2x2");
-        (
-            CpuStorage::F32(self.0.input_gradient(weight, x, Epilogue::bias(bias))),
-            self.0.input_shape(),
-        )
-    }
-
-    fn backward(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, adjoint: Geometry) -> Result<Tensor> {
+    count("conv_transpose2x2");
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    let y = {
+        let bias = bias.as_ref().map(values).transpose()?;
+        adjoint.input_gradient(&values(&weight)?, &values(&x)?, Epilogue::bias(bias.as_deref()))
+    };
+    let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
+    Fresh::on_cpu(y, adjoint.input_shape()).with_gradient(&inputs, move |inputs, y, grad| {
         count("conv_transpose2x2.backward");
-        let grad = values(grad)?;
-        let mut gradients = (None, None);
-        if x.track_op() {
-            let dx = self.0.forward(&grad, &values(weight)?, Epilogue::bias(None));
-            gradients.0 = Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?);
-        }
-        if weight.track_op() {
-            let dw = self.0.weight_gradient(&grad, &values(x)?);
-            gradients.1 = Some(Tensor::from_vec(dw, weight.shape(), &Device::Cpu)?);
-        }
+        spend(y)?;
+        let gradients = gradients(&adjoint, inputs, grad)?;
+        spend(grad)?;
         Ok(gradients)
-    }
+    })
 }
 
-impl CustomOp2 for Fused {
-    fn name(&self) -> &'static str {
-        "conv_transpose2x2"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward(slice(x, lx)?, slice(w, lw)?, None))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        spend(y)?;
-        let grad = grad.contiguous()?;
-        let gradients = self.backward(x, w, &grad)?;
-        spend(&grad)?;
-        Ok(gradients)
-    }
-}
-
-impl CustomOp3 for Fused {
-    fn name(&self) -> &'static str {
-        "conv_transpose2x2"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        bias: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward(slice(x, lx)?, slice(w, lw)?, Some(slice(bias, lb)?)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        spend(y)?;
-        let grad = grad.contiguous()?;
-        let (dx, dw) = self.backward(x, w, &grad)?;
-        let db = if bias.track_op() { Some(channel_sums(&grad)?) } else { None };
-        spend(&grad)?;
-        Ok((dx, dw, db))
-    }
+/// The gradients of input, weight and bias, of those that are there and want one.
+fn gradients(adjoint: &Geometry, inputs: &[&Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    let g = values(grad)?;
+    let gradients = inputs.iter().enumerate().map(|(i, input)| {
+        let values = match i {
+            _ if !input.track_op() => return Ok(None),
+            0 => adjoint.forward(&g, &values(inputs[1])?, Epilogue::bias(None)),
+            1 => adjoint.weight_gradient(&g, &values(inputs[0])?),
+            _ => return channel_sums(grad).map(Some),
+        };
+        Tensor::from_vec(values, input.shape(), &Device::Cpu).map(Some)
+    });
+    gradients.collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::Geometry;
@@ -12,8 +12,9 @@ use super::product::{Product, Tap, weight_gradient};
 use super::winograd::Winograd;
 use crate::ops::count;
 use crate::ops::epilogue::Epilogue;
+use crate::ops::fresh::Fresh;
 use crate::ops::gemm::{Mat, MatMut, Threads, gemm};
-use crate::ops::host::{slice, values};
+use crate::ops::host::values;
 use crate::ops::rows::{filled, zeros};
 use crate::ops::spent::spend;
 
@@ -24,110 +25,43 @@ pub(super) fn apply(
     bias: Option<&Tensor>,
     geometry: Geometry,
 ) -> Result<Tensor> {
+    count("conv2d");
+    if Winograd::of(&geometry).is_some() {
+        count("conv2d.winograd");
+    }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Fused(geometry)),
-        None => x.apply_op2(&weight, Fused(geometry)),
-    }
-}
-
-struct Fused(Geometry);
-
-impl Fused {
-    fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
-        count("conv2d");
-        if Winograd::of(&self.0).is_some() {
-            count("conv2d.winograd");
-        }
-        (CpuStorage::F32(self.0.forward(x, w, Epilogue::bias(bias))), self.0.output_shape())
-    }
-
-    fn backward(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    let y = {
+        let bias = bias.as_ref().map(values).transpose()?;
+        geometry.forward(&values(&x)?, &values(&weight)?, Epilogue::bias(bias.as_deref()))
+    };
+    let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
+    let y = Fresh::on_cpu(y, geometry.output_shape());
+    y.with_gradient(&inputs, move |inputs, y, grad| {
         count("conv2d.backward");
-        let grad = values(grad)?;
-        let mut gradients = (None, None);
-        if x.track_op() {
-            let dx = self.0.input_gradient(&values(w)?, &grad, Epilogue::bias(None));
-            gradients.0 = Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?);
-        }
-        if w.track_op() {
-            let dw = self.0.weight_gradient(&values(x)?, &grad);
-            gradients.1 = Some(Tensor::from_vec(dw, w.shape(), &Device::Cpu)?);
-        }
-        Ok(gradients)
-    }
-}
-
-impl CustomOp2 for Fused {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward(slice(x, lx)?, slice(w, lw)?, None))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         spend(y)?;
-        let grad = grad.contiguous()?;
-        let gradients = self.backward(x, w, &grad)?;
-        spend(&grad)?;
+        let gradients = geometry.gradients(inputs, grad)?;
+        spend(grad)?;
         Ok(gradients)
-    }
-}
-
-impl CustomOp3 for Fused {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        bias: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward(slice(x, lx)?, slice(w, lw)?, Some(slice(bias, lb)?)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        spend(y)?;
-        let grad = grad.contiguous()?;
-        let (dx, dw) = self.backward(x, w, &grad)?;
-        let db = if bias.track_op() { Some(channel_sums(&grad)?) } else { None };
-        spend(&grad)?;
-        Ok((dx, dw, db))
-    }
+    })
 }
 
 impl Geometry {
+    /// The gradients of input, weight and bias, of those that are there and want one.
+    fn gradients(&self, inputs: &[&Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let g = values(grad)?;
+        let gradients = inputs.iter().enumerate().map(|(i, input)| {
+            let values = match i {
+                _ if !input.track_op() => return Ok(None),
+                0 => self.input_gradient(&values(inputs[1])?, &g, Epilogue::bias(None)),
+                1 => self.weight_gradient(&values(inputs[0])?, &g),
+                _ => return channel_sums(grad).map(Some),
+            };
+            Tensor::from_vec(values, input.shape(), &Device::Cpu).map(Some)
+        });
+        gradients.collect()
+    }
+
     fn area(&self) -> usize {
         self.kernel.0 * self.kernel.1
     }
