@@ -65,7 +65,7 @@ pub(super) fn multiply(
             });
             let tiles = Tiles { kernels, packed, k };
             // Few columns where there are few, so that no thread waits long for another.
-            let few = b.cols <= 8 * threads * STRIPS * width;
+            let few = threads > 1 && b.cols <= 8 * threads * STRIPS * width;
             let columns = if few { width } else { STRIPS * width };
             on_threads(threads, c.parts(own, columns), |(left, c)| {
                 tiles.multiply((alpha, b.part((depth, 2 * k), (left, columns)), beta), c);
