@@ -3,13 +3,11 @@
 
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::conv2d::{Conv2d, Geometry, channel_sums};
+use super::conv2d::{Bilinear, Conv2d, Geometry, apply};
 use super::epilogue::Epilogue;
-use super::fresh::Fresh;
 use super::gemm::{Mat, MatMut, Threads, gemm};
 use super::host::{slice, values};
 use super::product::rounded;
-use super::spent::spend;
 use super::{NormRelu, count, fusible};
 
 /// Transposed convolution of `x` `[B, C, H, W]` with `weight` `[C, O, 2, 2]` and `bias` `[O]` → `[B, O, 2H, 2W]`.
@@ -27,7 +25,7 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
     if fusible(&inputs) {
         let map = Shape::from((batch, outputs, 2 * height, 2 * width));
-        return fused(x, weight, bias, adjoint(&map, weight)?);
+        return apply(Adjoint(adjoint(&map, weight)?), x, weight, bias);
     }
     let out = composed(x, weight)?;
     match bias {
@@ -185,37 +183,27 @@ fn composed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 
 /// The adjoint of a convolution with kernel 2 and stride 2: that convolution's input gradient is the forward pass here, and
 /// its forward pass is the input gradient.
-fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, adjoint: Geometry) -> Result<Tensor> {
-    count("conv_transpose2x2");
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let bias = bias.map(Tensor::contiguous).transpose()?;
-    let y = {
-        let bias = bias.as_ref().map(values).transpose()?;
-        adjoint.input_gradient(&values(&weight)?, &values(&x)?, Epilogue::bias(bias.as_deref()))
-    };
-    let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
-    Fresh::on_cpu(y, adjoint.input_shape()).with_gradient(&inputs, move |inputs, y, grad| {
-        count("conv_transpose2x2.backward");
-        spend(y)?;
-        let gradients = gradients(&adjoint, inputs, grad)?;
-        spend(grad)?;
-        Ok(gradients)
-    })
-}
+struct Adjoint(Geometry);
 
-/// The gradients of input, weight and bias, of those that are there and want one.
-fn gradients(adjoint: &Geometry, inputs: &[&Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-    let g = values(grad)?;
-    let gradients = inputs.iter().enumerate().map(|(i, input)| {
-        let values = match i {
-            _ if !input.track_op() => return Ok(None),
-            0 => adjoint.forward(&g, &values(inputs[1])?, Epilogue::bias(None)),
-            1 => adjoint.weight_gradient(&g, &values(inputs[0])?),
-            _ => return channel_sums(grad).map(Some),
-        };
-        Tensor::from_vec(values, input.shape(), &Device::Cpu).map(Some)
-    });
-    gradients.collect()
+impl Bilinear for Adjoint {
+    const FORWARD: &str = "conv_transpose2x2";
+    const BACKWARD: &str = "conv_transpose2x2.backward";
+
+    fn shape(&self) -> Shape {
+        self.0.input_shape()
+    }
+
+    fn forward(&self, x: &[f32], weight: &[f32], epilogue: Epilogue) -> Vec<f32> {
+        self.0.input_gradient(weight, x, epilogue)
+    }
+
+    fn input_gradient(&self, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+        self.0.forward(grad, weight, Epilogue::bias(None))
+    }
+
+    fn weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        self.0.weight_gradient(grad, x)
+    }
 }
 
 #[cfg(test)]

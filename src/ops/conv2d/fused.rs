@@ -3,65 +3,46 @@
 
 use std::borrow::Cow;
 
-use candle_core::{Device, Result, Tensor};
-use rayon::prelude::*;
+use candle_core::Shape;
 
 use super::Geometry;
+use super::bilinear::Bilinear;
 use super::grid::{Grid, GridSpec, pixels_first, transpose};
 use super::product::{Product, Tap, weight_gradient};
 use super::winograd::Winograd;
 use crate::ops::count;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::fresh::Fresh;
 use crate::ops::gemm::{Mat, MatMut, Threads, gemm};
-use crate::ops::host::values;
 use crate::ops::rows::{filled, zeros};
-use crate::ops::spent::spend;
 
 /// The convolution as one operation with its own backward pass.
-pub(super) fn apply(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    geometry: Geometry,
-) -> Result<Tensor> {
-    count("conv2d");
-    if Winograd::of(&geometry).is_some() {
-        count("conv2d.winograd");
+pub(super) struct Convolution(pub(super) Geometry);
+
+impl Bilinear for Convolution {
+    const FORWARD: &str = "conv2d";
+    const BACKWARD: &str = "conv2d.backward";
+
+    fn shape(&self) -> Shape {
+        self.0.output_shape()
     }
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let bias = bias.map(Tensor::contiguous).transpose()?;
-    let y = {
-        let bias = bias.as_ref().map(values).transpose()?;
-        geometry.forward(&values(&x)?, &values(&weight)?, Epilogue::bias(bias.as_deref()))
-    };
-    let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
-    let y = Fresh::on_cpu(y, geometry.output_shape());
-    y.with_gradient(&inputs, move |inputs, y, grad| {
-        count("conv2d.backward");
-        spend(y)?;
-        let gradients = geometry.gradients(inputs, grad)?;
-        spend(grad)?;
-        Ok(gradients)
-    })
+
+    fn forward(&self, x: &[f32], weight: &[f32], epilogue: Epilogue) -> Vec<f32> {
+        if Winograd::of(&self.0).is_some() {
+            count("conv2d.winograd");
+        }
+        self.0.forward(x, weight, epilogue)
+    }
+
+    fn input_gradient(&self, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+        self.0.input_gradient(weight, grad, Epilogue::bias(None))
+    }
+
+    fn weight_gradient(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        self.0.weight_gradient(x, grad)
+    }
 }
 
 impl Geometry {
-    /// The gradients of input, weight and bias, of those that are there and want one.
-    fn gradients(&self, inputs: &[&Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let g = values(grad)?;
-        let gradients = inputs.iter().enumerate().map(|(i, input)| {
-            let values = match i {
-                _ if !input.track_op() => return Ok(None),
-                0 => self.input_gradient(&values(inputs[1])?, &g, Epilogue::bias(None)),
-                1 => self.weight_gradient(&values(inputs[0])?, &g),
-                _ => return channel_sums(grad).map(Some),
-            };
-            Tensor::from_vec(values, input.shape(), &Device::Cpu).map(Some)
-        });
-        gradients.collect()
-    }
-
     fn area(&self) -> usize {
         self.kernel.0 * self.kernel.1
     }
@@ -282,32 +263,4 @@ impl Phase {
         let pixel = first * stride + phase - pad;
         Self { first, pixel, count: size.saturating_sub(pixel).div_ceil(stride) }
     }
-}
-
-/// Σ over images and pixels of `x` `[B, C, H, W]` → `[C]`.
-pub(in crate::ops) fn channel_sums(x: &Tensor) -> Result<Tensor> {
-    let (_, channels, height, width) = x.dims4()?;
-    let data = values(x)?;
-    let data: &[f32] = &data;
-    let sum = |channel: usize| -> f32 {
-        let planes = data.chunks_exact(height * width).skip(channel).step_by(channels);
-        planes.map(|plane| f64::from(sum(plane))).sum::<f64>() as f32
-    };
-    Tensor::from_vec(
-        (0..channels).into_par_iter().map(sum).collect::<Vec<f32>>(),
-        channels,
-        &Device::Cpu,
-    )
-}
-
-/// Sixteen running sums, so that the loop vectorises and rounding grows slowly.
-fn sum(values: &[f32]) -> f32 {
-    let (chunks, rest) = values.as_chunks::<16>();
-    let mut lanes = [0f32; 16];
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += value;
-        }
-    }
-    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }

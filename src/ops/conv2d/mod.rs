@@ -1,5 +1,6 @@
 //! Two-dimensional convolution of maps `[B, C, H, W]` with torch's conventions.
 
+mod bilinear;
 mod composed;
 #[cfg(feature = "cudnn")]
 mod cudnn;
@@ -12,7 +13,8 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use super::host::values;
 use super::{NormRelu, count, fusible};
-pub(super) use fused::channel_sums;
+pub(super) use bilinear::{Bilinear, apply};
+use fused::Convolution;
 pub(super) use grid::{pixels_first, transpose};
 
 /// How the kernel walks over the map.
@@ -149,7 +151,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
     let geometry = Geometry::new(x.shape(), weight.shape(), conv)?;
     let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
     if conv.groups == 1 && fusible(&inputs) {
-        return fused::apply(x, weight, bias, geometry);
+        return apply(Convolution(geometry), x, weight, bias);
     }
     let out = unbiased(x, weight, geometry)?;
     match bias {
