@@ -24,6 +24,14 @@ pub(super) struct Kernels {
     product: Product,
 }
 
+/// Of loops for AVX-512 and for AVX2 with FMA those that this machine can run.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn runnable<T>(wide: &'static T, narrow: &'static T) -> [Option<&'static T>; 2] {
+    use std::arch::is_x86_feature_detected as has;
+    let narrow = (has!("avx2") && has!("fma")).then_some(narrow);
+    [has!("avx512f").then_some(wide), narrow]
+}
+
 type Pack = unsafe fn(Mat, usize, &mut [f32]);
 type Product = unsafe fn(usize, &[f32], &[f32], &[Share; 4], &mut [f32]);
 
@@ -31,12 +39,7 @@ impl Kernels {
     /// Those that this machine can run, the best first.
     pub(super) fn of_this_machine() -> impl Iterator<Item = &'static Self> {
         #[cfg(target_arch = "x86_64")]
-        let kernels = {
-            use std::arch::is_x86_feature_detected as has;
-            let wide = has!("avx512f").then_some(&avx512::KERNELS);
-            let narrow = (has!("avx2") && has!("fma")).then_some(&avx2::KERNELS);
-            [wide, narrow]
-        };
+        let kernels = runnable(&avx512::KERNELS, &avx2::KERNELS);
         #[cfg(not(target_arch = "x86_64"))]
         let kernels = [None::<&Self>];
         kernels.into_iter().flatten()

@@ -41,12 +41,7 @@ impl Panels {
     /// Those that this machine can run, the best first.
     pub(crate) fn of_this_machine() -> impl Iterator<Item = &'static Self> {
         #[cfg(target_arch = "x86_64")]
-        let special = {
-            use std::arch::is_x86_feature_detected as has;
-            let wide = has!("avx512f").then_some(&avx512::PANELS);
-            let narrow = (has!("avx2") && has!("fma")).then_some(&avx2::PANELS);
-            [wide, narrow]
-        };
+        let special = super::kernels::runnable(&avx512::PANELS, &avx2::PANELS);
         #[cfg(not(target_arch = "x86_64"))]
         let special = [None];
         special.into_iter().flatten().chain([&portable::PANELS])
