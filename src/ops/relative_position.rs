@@ -142,9 +142,11 @@ impl PlaceTable {
         Mat::new(&self.columns, self.dim, self.distances())
     }
 
-    /// Where the values of the query at `place` (row, column) start: for the keys' rows, and for their columns.
-    fn starts(&self, place: (usize, usize)) -> (usize, usize) {
-        (self.grid.0 - 1 - place.0, 2 * self.grid.0 - 1 + self.grid.1 - 1 - place.1)
+    /// The distances of the query at `place` (row, column): to the keys' rows, then to their columns.
+    fn of_query(&self, place: (usize, usize)) -> impl Iterator<Item = usize> {
+        let row = self.grid.0 - 1 - place.0;
+        let column = 2 * self.grid.0 - 1 + self.grid.1 - 1 - place.1;
+        (row..row + self.grid.0).chain(column..column + self.grid.1)
     }
 
     /// What the unscaled `queries` find for every row and every column of keys, each in its lane of `lanes`.
@@ -160,10 +162,8 @@ impl PlaceTable {
         let mut values = scratch((self.grid.0 + self.grid.1) * lanes);
         values.fill(0.0);
         for (i, found) in found.chunks_exact(width).enumerate() {
-            let (row, column) = self.starts((queries.at)(i));
-            let found = [&found[row..row + self.grid.0], &found[column..column + self.grid.1]];
             let of_lane = values[i..].iter_mut().step_by(lanes);
-            of_lane.zip(found.concat()).for_each(|(to, found)| *to = found);
+            of_lane.zip(self.of_query((queries.at)(i))).for_each(|(to, at)| *to = found[at]);
         }
         PlaceTerms { values, grid: self.grid, lanes }
     }
@@ -198,9 +198,8 @@ impl PlaceTable {
         let mut found = scratch(count * width);
         found.fill(0.0);
         for (i, found) in found.chunks_exact_mut(width).enumerate() {
-            let (row, column) = self.starts((queries.at)(i));
-            let places = (row..row + self.grid.0).chain(column..column + self.grid.1);
-            places.zip(sums[i..].iter().step_by(lanes)).for_each(|(to, sum)| found[to] = *sum);
+            let of_lane = sums[i..].iter().step_by(lanes);
+            of_lane.zip(self.of_query((queries.at)(i))).for_each(|(sum, at)| found[at] = *sum);
         }
         let found = Mat::new(&found, count, width);
         let dqueries = MatMut::strided(dqueries, (count, self.dim), (queries.stride, 1));

@@ -168,19 +168,22 @@ impl Head<'_> {
         })
     }
 
+    /// The first of this head's channels of a part.
+    fn channel(&self, part: Part) -> usize {
+        part as usize * self.layer.heads.channels() + self.column
+    }
+
     /// This head's channels of a part of a token.
     fn token(&self, part: Part, token: usize) -> &[f32] {
-        let channels = self.layer.heads.channels();
-        let column = part as usize * channels + self.column;
-        &self.layer.qkv[token * 3 * channels + column..][..self.layer.heads.width]
+        let first = token * 3 * self.layer.heads.channels() + self.channel(part);
+        &self.layer.qkv[first..][..self.layer.heads.width]
     }
 
     /// A part of all keys, padding among them, one per row: `[height, width]`.
     fn of_keys(&self, part: Part) -> Scratch {
-        let padding = part as usize * self.layer.heads.channels() + self.column;
         let rows = self.sequence.keys.iter().map(|key| match *key {
             Some(token) => self.token(part, token),
-            None => &self.layer.padding[padding..][..self.layer.heads.width],
+            None => &self.layer.padding[self.channel(part)..][..self.layer.heads.width],
         });
         self.gathered(rows, self.height())
     }
@@ -225,11 +228,9 @@ impl Head<'_> {
     /// Writes `values` times `factor` to this head's channels of a part of a token.
     #[allow(unsafe_code)]
     fn write_row(&self, to: &Columns, part: Part, token: usize, values: &[f32], factor: f32) {
-        let heads = self.layer.heads;
-        let column = part as usize * heads.channels() + self.column;
         // SAFETY: each head of each sequence is one task, no two sequences share a query or a key, and no other task
         // touches this head's columns.
-        let row = unsafe { to.segment(token, column, heads.width) };
+        let row = unsafe { to.segment(token, self.channel(part), self.layer.heads.width) };
         row.iter_mut().zip(values).for_each(|(to, v)| *to = v * factor);
     }
 }
