@@ -25,8 +25,9 @@ DETECT = ["configs/coco_mask_rcnn_vit_b16_dyt.yaml", "backbone.weights=null", "t
 
 
 def vit(side, batch):
-    grid = f"backbone.pos_embed_grid=[{side // 16},{side // 16}]"
-    return [*CLASSIFY, grid, "--size", f"{side}x{side}", "--batch", str(batch), "--kept", "0.5"]
+    # The backbone alone gives all of its tokens, as the peer's does.
+    changes = [f"backbone.pos_embed_grid=[{side // 16},{side // 16}]", "head.classifier.pool=mean"]
+    return [*CLASSIFY, *changes, "--size", f"{side}x{side}", "--batch", str(batch), "--kept", "0.5"]
 
 
 def upernet(channels, *rest):

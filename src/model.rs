@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::{Features, Pass, Vit};
+use crate::backbone::{Features, Pass, Reads, Vit};
 use crate::config::{Config, LossConfig};
 use crate::dispatch::{KeptStats, distill_term, rate_term};
 use crate::head::{FeatureSpec, Head, ImageMeta, Losses, StepContext};
@@ -26,21 +26,21 @@ pub struct Model<H> {
 }
 
 impl<H: Head> Model<H> {
-    /// The model of `cfg` on `device`, initialised by `cfg.seed`; `taps` are the blocks that `build`'s head reads. `build`
+    /// The model of `cfg` on `device`, initialised by `cfg.seed`; `reads` is what `build`'s head reads. `build`
     /// gets the root scope: a head names its own prefixes, a pyramid sits below `backbone`.
     ///
     /// # Errors
     /// If the sizes in `cfg` do not fit together or `build` fails.
     pub fn new<C>(
         cfg: &Config<C>,
-        taps: &[usize],
+        reads: &Reads,
         device: &Device,
         build: impl FnOnce(FeatureSpec, &Scope) -> Result<H>,
     ) -> Result<Self> {
         let params = ParamStore::new(device, DType::F32, cfg.seed);
         let root = params.root();
         let backbone =
-            Vit::new(&cfg.backbone, &cfg.dispatch, &cfg.tuning, taps, &root.pp("backbone"))?
+            Vit::new(&cfg.backbone, &cfg.dispatch, &cfg.tuning, reads, &root.pp("backbone"))?
                 .with_checkpoints(cfg.train.checkpoint_blocks);
         let head = build(backbone.spec(), &root)?;
         Ok(Self { backbone, head, params, loss: cfg.loss })
@@ -303,7 +303,7 @@ train: {{ iterations: 1, batch_size: 1 }}"
                 weight: root.param("head.weight", (3, spec.channels), Init::Normal(1.0))?,
             })
         };
-        let model = Model::new(&cfg, &[], &Device::Cpu, head).unwrap();
+        let model = Model::new(&cfg, &Reads::all(&[]), &Device::Cpu, head).unwrap();
         for (i, (name, var)) in model.params.with_role(Role::Trainable).into_iter().enumerate() {
             // Up-projections start at zero, where half of the gradients vanish.
             if name.contains("up_proj") {

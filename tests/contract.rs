@@ -388,7 +388,7 @@ fn every_shipped_config_is_read_and_the_small_ones_are_built() {
     for path in shipped_configs() {
         let mut config: Config = load::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
         let dims = Dims::new(&config.backbone).unwrap();
-        let taps = config.head.taps(dims.depth);
+        let taps = config.head.reads(dims.depth).taps;
         assert!(taps.iter().all(|&tap| tap < dims.depth), "{}: taps {taps:?}", path.display());
         // The run that a task is added to need not be there.
         if dims.dim <= 384 && config.extends.is_none() {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use rescatter::backbone::{Features, Pass, Vit};
+use rescatter::backbone::{Features, Pass, Reads, Vit};
 use rescatter::config::{
     AdapterConfig, BackboneConfig, BackboneTuning, DispatchConfig, Inference, Placement,
     RelPosConfig, Select, StAdapterConfig, TomeConfig, TuningConfig, Variant, WindowConfig,
@@ -72,8 +72,18 @@ fn bare(cfg: &BackboneConfig, dispatch: DispatchConfig) -> Result<Vit> {
 }
 
 fn tuned_as(cfg: &BackboneConfig, dispatch: DispatchConfig, tuning: TuningConfig) -> Result<Vit> {
+    Ok(read(&Reads::all(&[1, DEPTH - 1]), cfg, dispatch, tuning)?.0)
+}
+
+/// For a head that reads so much, with its parameters.
+fn read(
+    reads: &Reads,
+    cfg: &BackboneConfig,
+    dispatch: DispatchConfig,
+    tuning: TuningConfig,
+) -> Result<(Vit, ParamStore)> {
     let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
-    let vit = Vit::new(cfg, &dispatch, &tuning, &[1, DEPTH - 1], &store.root())?;
+    let vit = Vit::new(cfg, &dispatch, &tuning, reads, &store.root())?;
     for (name, param) in store.all() {
         if param.var.rank() >= 2 {
             let values = normal(param.var.dims(), name.bytes().map(u64::from).sum())?;
@@ -81,7 +91,7 @@ fn tuned_as(cfg: &BackboneConfig, dispatch: DispatchConfig, tuning: TuningConfig
             store.set(&name, &(values * fan_in.powf(-0.5))?)?;
         }
     }
-    Ok(vit)
+    Ok((vit, store))
 }
 
 const VARIANTS: [Variant; 4] =
@@ -131,6 +141,68 @@ fn masking_and_gathering_agree() -> Result<()> {
             let kept = gathered.kept.overall()?;
             assert!((0.2..0.8).contains(&kept), "{variant:?}: keeping {kept} shows little");
             assert_same(&format!("{variant:?}, gathered against masked"), &gathered, &masked)?;
+        }
+    }
+    Ok(())
+}
+
+/// Values, decisions and gradients of what a head that reads the class token is given do not depend on whether the last MLP
+/// leaves out the patches.
+#[test]
+fn patches_that_nobody_reads_end_early() -> Result<()> {
+    let tuned = |experts| {
+        let placement = Placement::Parallel;
+        let adapter = AdapterConfig { bottleneck: 8, scale: 0.5, dropout: 0.3, experts, placement };
+        TuningConfig { adapter: Some(adapter), ..TuningConfig::default() }
+    };
+    let (rng, world) = (Rng::new(0), World::SINGLE);
+    let ctx = StepContext {
+        training: true,
+        update_stats: false,
+        rng: &rng,
+        step: 0,
+        progress: 0.0,
+        samples: &[0, 1],
+        world: &world,
+    };
+    let cfg = BackboneConfig { drop_path: 0.2, ..plain() };
+    let merging = DispatchConfig { tome: Some(TomeConfig { r: 8 }), ..mlp(Inference::Threshold) };
+    let variants = VARIANTS.into_iter().chain([Variant::None]);
+    let mut cases: Vec<_> =
+        variants.map(|v| (dispatched(v, Inference::TopK(0.5)), tuned(1))).collect();
+    cases.extend([(mlp(Inference::Threshold), tuned(3)), (merging, tuned(1))]);
+    for (dispatch, tuning) in cases {
+        let what = format!("{:?}, {:?}", dispatch.variant, dispatch.tome);
+        let build = |reads| read(reads, &cfg, dispatch.clone(), tuning.clone());
+        let ((all, every), (prefix, some)) = (build(&Reads::all(&[]))?, build(&Reads::prefix())?);
+        let passes = [Pass::Infer, Pass::InferMasked, Pass::Train(&ctx), Pass::Complete(&ctx)];
+        // Merging is for inference.
+        for pass in &passes[..if dispatch.tome.is_some() { 1 } else { 4 }] {
+            let run = |vit: &Vit| vit.forward(&images(2)?, pass);
+            let (whole, short) = (run(&all)?, run(&prefix)?);
+            let ends = Reads::prefix().leave_out_patches(&dispatch, &tuning);
+            assert_eq!(short.tokens.dim(1)? == 3, ends, "{what}");
+            let first = |features: &Features| features.tokens.narrow(1, 0, 3);
+            assert_close(&what, &first(&short)?, &first(&whole)?)?;
+            for (a, b) in short.kept.layers.iter().zip(&whole.kept.layers) {
+                assert_eq!(a.mask.to_vec2::<f32>()?, b.mask.to_vec2::<f32>()?);
+            }
+            if !matches!(pass, Pass::Train(_)) {
+                continue;
+            }
+            let gradients = |features: &Features, store: &ParamStore| -> Result<Vec<Tensor>> {
+                let tokens = first(features)?;
+                let mut loss = (&tokens * normal(tokens.dims(), 7)?)?.sum_all()?;
+                for layer in &features.kept.layers {
+                    loss = (loss + layer.mask.sum_all()?)?;
+                }
+                let grads = loss.backward()?;
+                let parameters = store.all().into_iter();
+                Ok(parameters.filter_map(|(_, p)| grads.get(p.var.as_tensor()).cloned()).collect())
+            };
+            let pair = (gradients(&short, &some)?, gradients(&whole, &every)?);
+            assert!(!pair.0.is_empty() && pair.0.len() == pair.1.len(), "{what}");
+            pair.0.iter().zip(&pair.1).try_for_each(|(a, b)| assert_close(&what, a, b))?;
         }
     }
     Ok(())
@@ -362,7 +434,13 @@ fn merged_tokens_are_dispatched_and_calibrated_like_others() -> Result<()> {
     let config = |inference| DispatchConfig { tome: Some(TomeConfig { r: 7 }), ..mlp(inference) };
     let build = |inference| -> Result<Vit> {
         let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
-        Vit::new(&plain(), &config(inference), &TuningConfig::default(), &[], &store.root())
+        Vit::new(
+            &plain(),
+            &config(inference),
+            &TuningConfig::default(),
+            &Reads::all(&[]),
+            &store.root(),
+        )
     };
     let vit = build(Inference::Threshold)?;
     let (gathered, masked) =

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use rescatter::backbone::Vit;
 use rescatter::backbone::pyramid::DytPyramid;
+use rescatter::backbone::{Reads, Vit};
 use rescatter::config::load;
 use rescatter::config::{
     AdapterConfig, Arch, BackboneConfig, BackboneTuning, DispatchConfig, Placement, RelPosConfig,
@@ -85,7 +85,7 @@ fn store(cfg: &BackboneConfig, variant: Variant) -> ParamStore {
         ..TuningConfig::default()
     };
     let dispatch = DispatchConfig { variant, ..DispatchConfig::default() };
-    Vit::new(cfg, &dispatch, &tuning, &[0], &store.root().pp("backbone")).unwrap();
+    Vit::new(cfg, &dispatch, &tuning, &Reads::all(&[0]), &store.root().pp("backbone")).unwrap();
     store
 }
 

@@ -27,8 +27,10 @@ pub fn count(config: &Config, pass: Pass) -> Result<FlopCount> {
     let dims = Dims::new(&config.backbone)?;
     let grid = (pass.size.0.div_ceil(dims.patch), pass.size.1.div_ceil(dims.patch));
     let frames = config.data.train.frames();
-    let mut count = flops::backbone(&dims, &config.dispatch, &config.tuning, pass.size, pass.kept)
-        .repeated(frames);
+    let reads = config.head.reads(dims.depth);
+    let mut count =
+        flops::backbone(&dims, (&config.dispatch, &config.tuning), &reads, pass.size, pass.kept)
+            .repeated(frames);
     let patches = frames * grid.0 * grid.1;
     match &config.head {
         HeadConfig::Upernet(head) => {

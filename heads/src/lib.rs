@@ -28,6 +28,7 @@ mod token_map;
 pub mod upernet;
 pub mod video;
 
+use rescatter::backbone::Reads;
 use serde::{Deserialize, Serialize};
 
 use classifier::Pool;
@@ -81,15 +82,16 @@ impl HeadConfig {
         }
     }
 
-    /// The blocks whose maps the head wants of a backbone with `depth` blocks.
-    pub fn taps(&self, depth: usize) -> Vec<usize> {
+    /// What the head reads of a backbone with `depth` blocks.
+    pub fn reads(&self, depth: usize) -> Reads {
         match self {
-            Self::Upernet(config) => config.taps.clone(),
-            Self::Linear(config) if config.taps.is_empty() => vec![depth - 1],
-            Self::Linear(config) => config.taps.clone(),
-            Self::MaskRcnn(config) => vec![config.tap.unwrap_or(depth - 1)],
+            Self::Upernet(config) => Reads::all(&config.taps),
+            Self::Linear(config) if config.taps.is_empty() => Reads::all(&[depth - 1]),
+            Self::Linear(config) => Reads::all(&config.taps),
+            Self::MaskRcnn(config) => Reads::all(&[config.tap.unwrap_or(depth - 1)]),
+            Self::Classifier(config) if config.pool == Pool::Cls => Reads::prefix(),
             Self::Classifier(_) | Self::TemporalQuery(_) | Self::TemporalTransformer(_) => {
-                Vec::new()
+                Reads::all(&[])
             }
         }
     }

@@ -56,19 +56,18 @@ impl TaskModel {
             .with_hint("`train` opens the run that `extends` names; afterwards open the new run"));
         }
         let earlier = extension::configs(earlier)?;
-        // The dense head of the first task reads maps; classifiers read none.
         let first = earlier.first().map_or(&config.head, |(config, _)| &config.head);
-        let taps = first.taps(Dims::new(&config.backbone)?.depth);
+        let reads = first.reads(Dims::new(&config.backbone)?.depth);
         let model = match (config.task, &config.head) {
             (Task::Segmentation, HeadConfig::Upernet(_) | HeadConfig::Linear(_)) => {
                 let labels = Labels { classes, ignore_index: ignore_index(&config.data.train) };
-                Self::Segmentation(Model::new(config, &taps, device, |spec, root| {
+                Self::Segmentation(Model::new(config, &reads, device, |spec, root| {
                     SegmentationHead::new(&config.head, &spec, labels, root)
                 })?)
             }
             (Task::Detection, HeadConfig::MaskRcnn(head)) => {
                 head.check()?;
-                Self::Detection(Model::new(config, &taps, device, |spec, root| {
+                Self::Detection(Model::new(config, &reads, device, |spec, root| {
                     MaskRcnn::new(head, &spec, classes, root)
                 })?)
             }
@@ -77,15 +76,18 @@ impl TaskModel {
                 if earlier.is_empty() {
                     head.check(&config.backbone)?;
                 }
-                Self::Classification(Model::new(config, &taps, device, |spec, root| match earlier
-                    .len()
-                {
-                    0 => ClassifierHead::new(head, &spec, classes, root),
-                    task => ClassifierHead::added(task, head, &spec, classes, root),
-                })?)
+                Self::Classification(Model::new(
+                    config,
+                    &reads,
+                    device,
+                    |spec, root| match earlier.len() {
+                        0 => ClassifierHead::new(head, &spec, classes, root),
+                        task => ClassifierHead::added(task, head, &spec, classes, root),
+                    },
+                )?)
             }
             (Task::Video, HeadConfig::TemporalQuery(_) | HeadConfig::TemporalTransformer(_)) => {
-                Self::Video(Model::new(config, &taps, device, |spec, root| {
+                Self::Video(Model::new(config, &reads, device, |spec, root| {
                     TemporalHead::new(&config.head, &spec, classes, root)
                 })?)
             }

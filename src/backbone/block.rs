@@ -22,6 +22,8 @@ pub(crate) struct Block {
     tuning: BlockTuning,
     stages: Vec<Stage>,
     drop_path: f64,
+    /// How many tokens, the first, go on to the MLP; `None`: all.
+    fed: Option<usize>,
 }
 
 /// A part of the block that tokens pass, and which of them.
@@ -34,12 +36,13 @@ pub(crate) struct Stage {
 
 impl Block {
     /// Block `index` at `scope` (`blocks.i`), whose role decides whether the pretrained weights are trained, with what
-    /// `tuning` adds to it.
+    /// `tuning` adds to it; of its tokens the first `fed` go on to the MLP, where it says so.
     pub(super) fn new(
         index: usize,
         dims: &Dims,
         dispatch: &DispatchConfig,
         tuning: BlockTuning,
+        fed: Option<usize>,
         scope: &Scope,
     ) -> Result<Self> {
         let added = scope.trainable();
@@ -59,6 +62,7 @@ impl Block {
             tuning,
             stages,
             drop_path: dims.drop_path * index as f64 / (dims.depth - 1).max(1) as f64,
+            fed,
         })
     }
 
@@ -169,6 +173,10 @@ impl Block {
     ) -> Result<Tensor> {
         let (active, pass) = (selector.choose(&stage.gate, x)?, selector.pass());
         let site = stage.site;
+        let (x, active) = match self.fed.filter(|_| site == Site::Mlp) {
+            Some(first) => (&x.narrow(1, 0, first)?, active.first(first, x)?),
+            None => (x, active),
+        };
         let run = |adapter: Option<&Bottleneck>| {
             let y = match site {
                 Site::Mlp => return self.feed(x, &active, pass, adapter),

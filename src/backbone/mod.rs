@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::dispatch::KeptStats;
+use crate::config::{DispatchConfig, TuningConfig};
+use crate::dispatch::{KeptStats, Site};
 
 mod attention;
 mod block;
@@ -58,12 +59,52 @@ impl TokenGrid {
     }
 }
 
+/// What a head reads of the backbone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reads {
+    /// The blocks (from 0, repeats allowed) whose patches become [`Features::maps`].
+    pub taps: Vec<usize>,
+    /// What counts of [`Features::tokens`].
+    pub tokens: Tokens,
+}
+
+/// Some of an image's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens {
+    /// Every one.
+    All,
+    /// Those before the patches: class, register and prompt tokens.
+    Prefix,
+}
+
+impl Reads {
+    /// All tokens, and the maps of the blocks `taps`.
+    pub fn all(taps: &[usize]) -> Self {
+        Self { taps: taps.to_vec(), tokens: Tokens::All }
+    }
+
+    /// The class token and its like alone.
+    pub fn prefix() -> Self {
+        Self { taps: Vec::new(), tokens: Tokens::Prefix }
+    }
+
+    /// Whether the patches end before the last block's MLP, because nothing that is read depends on what it makes of them.
+    /// Their decisions are taken all the same; experts are chosen by the mean of all tokens, and then none is left out.
+    pub fn leave_out_patches(&self, dispatch: &DispatchConfig, tuning: &TuningConfig) -> bool {
+        self.tokens == Tokens::Prefix
+            && self.taps.is_empty()
+            && dispatch.variant.sites().contains(&Site::Mlp)
+            && tuning.adapter.is_none_or(|adapter| adapter.experts == 1)
+    }
+}
+
 /// What the backbone hands to a head.
 #[derive(Debug, Clone)]
 pub struct Features {
     /// The tapped blocks' patch tokens as maps `[B·T, C, h, w]`; dense: skipped tokens are in their places.
     pub maps: Vec<Tensor>,
-    /// The last block's tokens after the final norm, `[B·T, prefix + P, C]`.
+    /// The last block's tokens after the final norm, `[B·T, prefix + P, C]`; `[B·T, prefix, C]` where it left out the patches
+    /// ([`Reads::leave_out_patches`]).
     pub tokens: Tensor,
     /// The class tokens of added tasks after the final norm, each `[B·T, C]`.
     pub added: Vec<Tensor>,

@@ -10,7 +10,7 @@ use super::patch_embed::PatchEmbed;
 use super::roles::Roles;
 use super::segment::{Replay, segments};
 use super::trunk::{Form, Trunk, Trunks};
-use super::{Dims, Features, Pass, TokenGrid, resize_pos_embed};
+use super::{Dims, Features, Pass, Reads, TokenGrid, resize_pos_embed};
 use crate::config::{BackboneConfig, DispatchConfig, Inference, TuningConfig};
 use crate::dispatch::{KeptStats, Selector, Site};
 use crate::head::FeatureSpec;
@@ -36,8 +36,7 @@ pub struct Vit {
 }
 
 impl Vit {
-    /// The backbone whose parameters are directly below `scope`; `taps` are the blocks (from 0, repeats allowed) whose
-    /// tokens become [`Features::maps`].
+    /// The backbone whose parameters are directly below `scope`, for a head that `reads` so much of it.
     ///
     /// # Errors
     /// If the sizes do not fit together or a tap is beyond the last block.
@@ -45,9 +44,10 @@ impl Vit {
         cfg: &BackboneConfig,
         dispatch: &DispatchConfig,
         tuning: &TuningConfig,
-        taps: &[usize],
+        reads: &Reads,
         scope: &Scope,
     ) -> Result<Self> {
+        let taps = &reads.taps;
         let dims = Dims::new(cfg)?;
         if let Some(tap) = taps.iter().find(|&&tap| tap >= dims.depth) {
             bail!("tap {tap} is beyond the last of {} blocks (they count from 0)", dims.depth);
@@ -65,10 +65,13 @@ impl Vit {
         let roles = Roles::new(tuning.backbone, dims.depth, &base);
         let [rows, columns] = cfg.pos_embed_grid;
         let positions = rows * columns + if cfg.no_embed_class { 0 } else { dims.prefix() };
+        let prefix = dims.prefix() + tuning.prompts();
+        let leaves_out = reads.leave_out_patches(dispatch, tuning);
         let block = |i: usize| {
+            let fed = (leaves_out && i + 1 == dims.depth).then_some(prefix);
             let added =
                 BlockTuning::new(tuning, dispatch.variant.adapted(), &dims, i, &base.trainable())?;
-            Block::new(i, &dims, dispatch, added, &roles.block(i).pp("blocks").pp(i))
+            Block::new(i, &dims, dispatch, added, fed, &roles.block(i).pp("blocks").pp(i))
         };
         let others = roles.embedding();
         // Memory is trained together with the class token that reads it.
@@ -83,7 +86,7 @@ impl Vit {
         };
         Ok(Self {
             dispatch: dispatch.clone(),
-            taps: taps.to_vec(),
+            taps: taps.clone(),
             grid: (rows, columns),
             no_embed_class: cfg.no_embed_class,
             cls_token: token("cls_token", dims.cls_tokens, &class)?,
@@ -100,7 +103,7 @@ impl Vit {
                 norm: layer_norm(dims.dim, &roles.norm().pp("norm"))?,
                 added,
             }),
-            prefix: dims.prefix() + tuning.prompts(),
+            prefix,
             thresholds: RwLock::new(None),
             checkpoint_blocks: None,
             dims,
@@ -424,7 +427,7 @@ mod tests {
         };
         let tuning =
             TuningConfig { backbone: tuned, adapter: Some(adapter), ..TuningConfig::default() };
-        Vit::new(&backbone(), &dispatch, &tuning, &[1], &store.root()).unwrap()
+        Vit::new(&backbone(), &dispatch, &tuning, &Reads::all(&[1]), &store.root()).unwrap()
     }
 
     fn store() -> ParamStore {
@@ -488,7 +491,7 @@ mod tests {
     #[test]
     fn a_tap_beyond_the_last_block_is_refused() {
         let (dispatch, tuning) = (DispatchConfig::default(), TuningConfig::default());
-        let vit = Vit::new(&backbone(), &dispatch, &tuning, &[2], &store().root());
+        let vit = Vit::new(&backbone(), &dispatch, &tuning, &Reads::all(&[2]), &store().root());
         assert!(vit.err().unwrap().to_string().contains("tap 2 is beyond the last of 2 blocks"));
     }
 }

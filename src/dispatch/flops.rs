@@ -1,7 +1,7 @@
 //! Counting multiply-adds.
 
 use super::{Site, comparisons, tokens_left};
-use crate::backbone::Dims;
+use crate::backbone::{Dims, Reads};
 use crate::config::{DispatchConfig, TomeConfig, TuningConfig, Variant};
 use crate::tuning;
 
@@ -54,12 +54,12 @@ impl FlopCount {
     }
 }
 
-/// The backbone on one image of `size` (height, width); `kept` are the shares of the patch tokens that the dispatchers let
-/// pass, in their order, or one share for all of them.
+/// The backbone on one image of `size` (height, width) for a head that `reads` so much of it; `kept` are the shares of the
+/// patch tokens that the dispatchers let pass, in their order, or one share for all of them.
 pub fn backbone(
     dims: &Dims,
-    dispatch: &DispatchConfig,
-    tuning: &TuningConfig,
+    (dispatch, tuning): (&DispatchConfig, &TuningConfig),
+    reads: &Reads,
     size: (usize, usize),
     kept: &[f64],
 ) -> FlopCount {
@@ -78,38 +78,52 @@ pub fn backbone(
         Passing::Share(share) => prefix + share * (coming(&counts, block, half) - prefix),
     };
     attention(&mut count, dims, (first, grid), |block| active(block, Site::Attention) / tokens);
-    let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
     let over = |sites: &[Site], value: &dyn Fn(usize, Site) -> f64| -> f64 {
         let blocks = 0..dims.depth;
         blocks.flat_map(|block| sites.iter().map(move |&site| value(block, site))).sum()
     };
-    same("mlp", over(&[Site::Mlp], &active) * 2.0 * dim * hidden);
+    // What is left of so many tokens where patches that nobody reads end before the last MLP.
+    let ends = reads.leave_out_patches(dispatch, tuning);
+    let left = |tokens: f64, block: usize, site: Site| {
+        let last = ends && block + 1 == dims.depth && site == Site::Mlp;
+        if last { tokens.min(prefix) } else { tokens }
+    };
+    // Multiply-adds of what tokens pass, `each` of them: nominal and executed.
+    let both = |sites: &[Site], tokens: &dyn Fn(usize, Site) -> f64, each: f64| {
+        let left = |block, site| left(tokens(block, site), block, site);
+        (over(sites, tokens) * each, over(sites, &left) * each)
+    };
+    let (nominal, executed) = both(&[Site::Mlp], &active, 2.0 * dim * hidden);
+    count.add("mlp", nominal, executed);
     let scored = |block, site| match share(dispatch, kept, (block, site)) {
         Passing::Nobody => 0.0,
         Passing::Share(_) => coming(&counts, block, site) - prefix,
     };
     if dispatch.variant != Variant::None {
-        same("dispatchers", over(dispatch.variant.dispatched(), &scored) * dim);
+        let macs = over(dispatch.variant.dispatched(), &scored) * dim;
+        count.add("dispatchers", macs, macs);
     }
     if dispatch.tome.is_some() {
         let (nominal, executed) = merging(dims, &counts, first);
         count.add("token merging", nominal, executed);
     }
-    let mut same = |name: &str, macs: f64| count.add(name, macs, macs);
     if let Some(adapter) = tuning.adapter {
         let (width, experts) = (adapter.bottleneck as f64, adapter.experts as f64);
         let sites = dispatch.variant.adapted();
         let adapters = (dims.depth * sites.len()) as f64;
-        let adapted = over(sites, &|block, site| coming(&counts, block, site));
-        same("adapters", adapted * 2.0 * dim * width);
+        let come = |block, site| coming(&counts, block, site);
+        let (nominal, executed) = both(sites, &come, 2.0 * dim * width);
+        count.add("adapters", nominal, executed);
         if adapter.experts > 1 {
-            same("routers and merging", adapters * experts * (dim + 2.0 * dim * width));
+            let macs = adapters * experts * (dim + 2.0 * dim * width);
+            count.add("routers and merging", macs, macs);
         }
     }
     if let Some(adapter) = tuning.st_adapter {
         let taps: usize = adapter.kernel.iter().product();
         let width = adapter.bottleneck as f64;
-        same("adapters over time", dims.depth as f64 * patches * width * (2.0 * dim + taps as f64));
+        let macs = dims.depth as f64 * patches * width * (2.0 * dim + taps as f64);
+        count.add("adapters over time", macs, macs);
     }
     tuning::flops::count(&mut count, dims, tuning, tokens);
     count
@@ -241,7 +255,7 @@ mod tests {
     fn windows_their_padding_and_relative_positions_are_counted() {
         let (dispatch, tuning) = (DispatchConfig::default(), TuningConfig::default());
         let part = |dims: &Dims, name: &str| {
-            let count = backbone(dims, &dispatch, &tuning, (3, 4), &[]);
+            let count = backbone(dims, (&dispatch, &tuning), &Reads::all(&[]), (3, 4), &[]);
             let part = count.parts.iter().find(|part| part.name == name).unwrap().clone();
             (part.nominal, part.executed)
         };
@@ -266,7 +280,8 @@ mod tests {
         let dims = Dims { window: None, cls_tokens: 1, ..dims(WindowPadding::Tokens, None) };
         let vpt = Some(VptConfig { tokens: 3, deep: true });
         let tuning = TuningConfig { vpt, ..TuningConfig::default() };
-        let count = backbone(&dims, &DispatchConfig::default(), &tuning, (3, 4), &[]);
+        let count =
+            backbone(&dims, (&DispatchConfig::default(), &tuning), &Reads::all(&[]), (3, 4), &[]);
         let macs: Vec<f64> = count.parts[1..].iter().map(|part| part.executed).collect();
         // Two blocks of 16 tokens, 12 of them patches: projections 4 · 2², pairs 2 · 2, MLP 2 · 2 · 2.
         assert_eq!(macs, [2.0 * 16.0 * 16.0, 2.0 * 256.0 * 4.0, 2.0 * 16.0 * 8.0]);
@@ -281,9 +296,10 @@ mod tests {
             cls_tokens: 1,
             ..dims(WindowPadding::Tokens, Option::None)
         };
+        let (tuning, every) = (TuningConfig::default(), Reads::all(&[]));
         let macs = |variant, pruned: Vec<usize>, kept: &[f64]| {
             let dispatch = DispatchConfig { variant, pruned, ..DispatchConfig::default() };
-            let count = backbone(&dims, &dispatch, &TuningConfig::default(), (3, 4), kept);
+            let count = backbone(&dims, (&dispatch, &tuning), &every, (3, 4), kept);
             count.parts[1..].iter().map(|part| part.executed).collect::<Vec<_>>()
         };
         let projections = |active: [f64; 2]| 16.0 * (active[0] + active[1]);
@@ -307,13 +323,23 @@ mod tests {
         // 13 tokens of which 4 join others before each MLP: the attentions get 13 and 9, the MLPs 9 and 5.
         let merging =
             DispatchConfig { tome: Some(TomeConfig { r: 4 }), ..DispatchConfig::default() };
-        let count = backbone(&dims, &merging, &TuningConfig::default(), (3, 4), &[]);
+        let count = backbone(&dims, (&merging, &tuning), &every, (3, 4), &[]);
         let macs_merged: Vec<f64> = count.parts[1..].iter().map(|part| part.executed).collect();
         let (attended, fed) = ([13.0, 9.0], [9.0, 5.0]);
         // 6 keys of two channels are compared with 6, then 4 with 4; each key costs 2 · 2.
         let merging = 2.0 * (6.0 * 6.0 + 4.0 * 4.0) + 4.0 * (13.0 + 9.0);
         let parts = [projections(attended), scores(attended), mlp(fed), merging];
         assert_eq!(macs_merged, parts);
+        // What nobody reads is not executed: of the last MLP's 10 tokens all but the class token.
+        let count = |dispatch: &DispatchConfig, reads: &Reads| {
+            let count = backbone(&dims, (dispatch, &tuning), reads, (3, 4), &kept);
+            let mlp = count.parts.iter().find(|part| part.name == "mlp").unwrap();
+            (mlp.nominal, mlp.executed)
+        };
+        let dispatch = DispatchConfig { variant: Mlp, ..DispatchConfig::default() };
+        assert_eq!(count(&dispatch, &Reads::prefix()), (mlp(some), mlp([4.0, 1.0])));
+        let whole = DispatchConfig { variant: Layer, ..DispatchConfig::default() };
+        assert_eq!(count(&whole, &Reads::prefix()), (mlp(some), mlp(some)));
         // What was pruned is not even passed by the class token.
         assert_eq!(macs(Mlp, vec![1], &[0.25, 0.0]), [dense[0], dense[1], mlp([4.0, 0.0]), 24.0]);
     }

@@ -19,6 +19,22 @@ pub enum Active {
     Rows(Vec<u32>),
 }
 
+impl Active {
+    /// The same of the first `count` tokens of every image of `x` `[B, N, C]`.
+    pub(crate) fn first(self, count: usize, x: &Tensor) -> Result<Self> {
+        let (tokens, count) = (x.dim(1)?, count as u32);
+        Ok(match self {
+            Self::All => Self::All,
+            Self::Masked(mask) => Self::Masked(mask.narrow(1, 0, count as usize)?),
+            Self::Rows(rows) => {
+                let places = rows.iter().map(|row| (row / tokens as u32, row % tokens as u32));
+                let first = places.filter(|&(_, token)| token < count);
+                Self::Rows(first.map(|(image, token)| image * count + token).collect())
+            }
+        })
+    }
+}
+
 /// Who passes a part of a block.
 #[derive(Debug, Clone)]
 pub enum Gate {
@@ -317,6 +333,18 @@ mod tests {
         );
         assert_eq!(top_k(&logit, 0.0)?.sum_all()?.to_scalar::<f32>()?, 0.0);
         assert_eq!(top_k(&logit, 1.0)?.sum_all()?.to_scalar::<f32>()?, 8.0);
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_tokens_are_as_active_as_before() -> Result<()> {
+        // Two images of 1 + 3 tokens.
+        let x = Tensor::zeros((2, 4, 1), candle_core::DType::F32, &Device::Cpu)?;
+        let mask = Tensor::new(&[[1.0f32, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]], &Device::Cpu)?;
+        let Active::Masked(first) = Active::Masked(mask).first(2, &x)? else { panic!() };
+        assert_eq!(first.to_vec2::<f32>()?, [[1.0, 0.0], [1.0, 1.0]]);
+        let Active::Rows(rows) = Active::Rows(vec![0, 2, 3, 4, 5]).first(2, &x)? else { panic!() };
+        assert_eq!(rows, [0, 2, 3]);
         Ok(())
     }
 

@@ -143,7 +143,7 @@ impl<'a> Bench<'a> {
         let model = &trained.model;
         let config = &trained.config;
         let noise = Noise::new(trained, (batch, size))?;
-        let taps = config.head.taps(model.backbone().dims().depth);
+        let reads = config.head.reads(model.backbone().dims().depth);
         let dispatch = DispatchConfig {
             inference: Inference::Calibrated(share),
             target_rate: share,
@@ -151,7 +151,7 @@ impl<'a> Bench<'a> {
         };
         let all = DispatchConfig { target_rate: 1.0, ..dispatch.clone() };
         let scope = model.params().root().pp("backbone");
-        let vit = |dispatch| Vit::new(&config.backbone, dispatch, &config.tuning, &taps, &scope);
+        let vit = |dispatch| Vit::new(&config.backbone, dispatch, &config.tuning, &reads, &scope);
         let dense = vit(&all)?;
         let skips = dispatch.variant != Variant::None;
         let skipping = if skips { Some(vit(&dispatch)?) } else { None };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::backbone::Features;
+use crate::backbone::{Features, Reads};
 use crate::config::{Config, load};
 use crate::data::Batch;
 use crate::engine::checkpoint::Checkpoint;
@@ -68,7 +68,7 @@ fn model(config: &Config<()>, factor: f64) -> Model<MeanToken> {
         let weight = root.param("head.weight", (3, spec.channels), Init::Normal(1.0))?;
         Ok(MeanToken { weight, factor })
     };
-    Model::new(config, &[], &Device::Cpu, head).unwrap()
+    Model::new(config, &Reads::all(&[]), &Device::Cpu, head).unwrap()
 }
 
 fn batch(number: u64) -> Batch<u32> {

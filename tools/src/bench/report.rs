@@ -322,7 +322,8 @@ fn gmacs(trained: &Trained, size: (usize, usize), kept: &[f64], part: Part) -> R
         }
         Part::Backbone => {
             let dims = trained.model.backbone().dims();
-            dispatch::flops::backbone(dims, &config.dispatch, &config.tuning, size, kept)
+            let reads = config.head.reads(dims.depth);
+            dispatch::flops::backbone(dims, (&config.dispatch, &config.tuning), &reads, size, kept)
                 .repeated(config.data.train.frames())
         }
     };

@@ -4,7 +4,7 @@
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Tensor};
-use rescatter::backbone::{Pass, Vit};
+use rescatter::backbone::{Pass, Reads, Vit};
 use rescatter::config::{
     BackboneTuning, DispatchConfig, Ia3Config, LoraConfig, MemoryConfig, RlrrConfig, SsfConfig,
     TuningConfig, VptConfig,
@@ -68,7 +68,7 @@ fn class_token(tokens: &Tensor) -> Result<Tensor> {
 pub(super) fn classifier(fixture: &Fixture) -> Result<Option<Outputs>> {
     let (store, dispatch) = (fixture.store(), DispatchConfig::default());
     let root = store.root();
-    let vit = Vit::new(&backbone(fixture)?, &dispatch, &method(fixture)?, &[], &root)?;
+    let vit = Vit::new(&backbone(fixture)?, &dispatch, &method(fixture)?, &Reads::all(&[]), &root)?;
     let head = Classifier::new(fixture.hyper("num_classes")?, vit.dims().dim, &root.pp("head"))?;
     fixture.load_into(&store)?;
     let image = fixture.input("image")?;
@@ -111,7 +111,7 @@ pub(super) fn memory(fixture: &Fixture) -> Result<Option<Outputs>> {
         let earlier = rows[..tasks - 1].to_vec();
         let memory = MemoryConfig { tokens: rows[tasks - 1], before_norm, patches_read, earlier };
         let tuning = TuningConfig { memory: Some(memory), ..TuningConfig::default() };
-        Ok(Vit::new(&cfg, &dispatch, &tuning, &[], &root)?)
+        Ok(Vit::new(&cfg, &dispatch, &tuning, &Reads::all(&[]), &root)?)
     };
     let vit = with_tasks(rows.len())?;
     let heads = classes

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use rescatter::backbone::pyramid::DytPyramid;
-use rescatter::backbone::{Pass, Vit};
+use rescatter::backbone::{Pass, Reads, Vit};
 use rescatter::config::{
     AdapterConfig, BackboneConfig, DispatchConfig, Placement, TomeConfig, TuningConfig, Variant,
 };
@@ -41,7 +41,7 @@ impl Net {
         let dispatch = DispatchConfig { variant, tome, ..DispatchConfig::default() };
         let tuning = TuningConfig { adapter: Some(adapter), ..TuningConfig::default() };
         let store = fixture.store();
-        let vit = Vit::new(&backbone, &dispatch, &tuning, taps, &store.root())?;
+        let vit = Vit::new(&backbone, &dispatch, &tuning, &Reads::all(taps), &store.root())?;
         let (classes, scope) = (fixture.hyper::<usize>("num_classes")?, store.root().pp("head"));
         let head = (
             scope.param("weight", (classes, dim), Init::Const(0.0))?,

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use candle_core::Var;
-use rescatter::backbone::{Pass, Vit};
+use rescatter::backbone::{Pass, Reads, Vit};
 use rescatter::config::{
     BackboneConfig, BackboneTuning, DispatchConfig, RelPosConfig, TuningConfig, WindowConfig,
     WindowPadding,
@@ -42,7 +42,7 @@ pub(super) fn vitdet(fixture: &Fixture) -> Result<Option<Outputs>> {
     let mut outputs = Outputs::new();
     let store = fixture.store();
     let tuning = TuningConfig { backbone: BackboneTuning::Full, ..TuningConfig::default() };
-    let trained = Vit::new(&cfg, &dispatch, &tuning, &[], &store.root())?;
+    let trained = Vit::new(&cfg, &dispatch, &tuning, &Reads::all(&[]), &store.root())?;
     fixture.load_into(&store)?;
     let norm = trained.forward(&image, &Pass::InferMasked)?.tokens;
     let grads = (&norm * fixture.input("grad_out.norm")?)?.sum_all()?.backward()?;
@@ -51,7 +51,8 @@ pub(super) fn vitdet(fixture: &Fixture) -> Result<Option<Outputs>> {
         outputs.insert("grad.input.image".into(), grad.clone());
     }
     outputs.insert("output.norm".into(), norm);
-    let frozen = Vit::new(&cfg, &dispatch, &TuningConfig::default(), &[], &store.root())?;
+    let frozen =
+        Vit::new(&cfg, &dispatch, &TuningConfig::default(), &Reads::all(&[]), &store.root())?;
     frozen.visit(&image, &Pass::Infer, |i, tokens| {
         outputs.insert(format!("output.tokens.{i}"), tokens.clone());
         Ok(())
