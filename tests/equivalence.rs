@@ -14,7 +14,6 @@ use rescatter::dispatch::{calibrate, calibrate_clips};
 use rescatter::head::StepContext;
 use rescatter::params::ParamStore;
 use rescatter::rng::{Purpose, Rng};
-use rescatter::world::World;
 
 const DEPTH: usize = 4;
 /// DESIGN's bound on |difference| over the largest value.
@@ -155,16 +154,8 @@ fn patches_that_nobody_reads_end_early() -> Result<()> {
         let adapter = AdapterConfig { bottleneck: 8, scale: 0.5, dropout: 0.3, experts, placement };
         TuningConfig { adapter: Some(adapter), ..TuningConfig::default() }
     };
-    let (rng, world) = (Rng::new(0), World::SINGLE);
-    let ctx = StepContext {
-        training: true,
-        update_stats: false,
-        rng: &rng,
-        step: 0,
-        progress: 0.0,
-        samples: &[0, 1],
-        world: &world,
-    };
+    let rng = Rng::new(0);
+    let ctx = StepContext { training: true, ..StepContext::still(&rng, &[0, 1]) };
     let cfg = BackboneConfig { drop_path: 0.2, ..plain() };
     let merging = DispatchConfig { tome: Some(TomeConfig { r: 8 }), ..mlp(Inference::Threshold) };
     let variants = VARIANTS.into_iter().chain([Variant::None]);
@@ -239,16 +230,8 @@ fn skipping_nothing_is_the_dense_model() -> Result<()> {
             assert_eq!(all.kept.overall()?, 1.0);
             assert_same(&format!("{variant:?}, threshold −∞ against dense"), &all, &dense)?;
         }
-        let (rng, world) = (Rng::new(0), World::SINGLE);
-        let ctx = StepContext {
-            training: true,
-            update_stats: false,
-            rng: &rng,
-            step: 0,
-            progress: 0.0,
-            samples: &[0, 1],
-            world: &world,
-        };
+        let rng = Rng::new(0);
+        let ctx = StepContext { training: true, ..StepContext::still(&rng, &[0, 1]) };
         let complete = vit.forward(&images(2)?, &Pass::Complete(&ctx))?;
         assert_same(&format!("{variant:?}, complete model against dense"), &complete, &dense)?;
     }
